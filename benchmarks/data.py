@@ -1,0 +1,292 @@
+"""Rows per second of preparing chats for SFT, beside TRL's own preparation of the same rows, and peak memory.
+
+    python benchmarks/data.py [--rows 20000] [--rounds 5] [--memory-rows 100000] [--out benchmarks/results/data.json]
+
+Same file, chat template, tokenizer (128k tokens) and max_length on both sides; every measurement is a process of its
+own, single-threaded, and the sides alternate. Two spans are timed: `prepare`, from rows in Arrow to tokenised, masked
+and cut rows in Arrow, and `whole`, from the JSONL file on. Both count CPU seconds, which other work on the machine
+hardly changes; `wall` is `whole` by the clock on the wall. Ours also checks turns, removes duplicates, accounts for
+every row and, in `whole`, keeps the result for the next start. TRL runs its own `SFTTrainer._prepare_dataset` twice:
+
+- trl: all tokens trained. With our template its `assistant_only_loss` raises: it needs {% generation %} marks.
+- trl_masked: assistant tokens only, with a copy of the template that has the marks.
+
+Aim: at least 2 times TRL's rate, and 100,000 rows within 2 GB of resident memory.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+TOKENIZER = ROOT.parent / "shared" / "data" / "tokenizers" / "llama3"
+TEMPLATE = ROOT / "recipes" / "templates" / "llama3.jinja"
+BOS, EOS, END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
+SPECIAL = (BOS, EOS, "<|start_header_id|>", "<|end_header_id|>", END, "<|finetune_right_pad_id|>")
+MAX_LENGTH = 1024
+SIDES = ("ours", "trl", "trl_masked")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+# Rows and tokenizer --------------------------------------------------------------------------------------------
+
+
+def texts() -> list[str]:
+    """Paragraphs of the standard library: English and code, on every machine."""
+    files = sorted(Path(json.__file__).parent.parent.glob("*.py"))[:120]
+    pieces = [piece.strip() for file in files for piece in file.read_text("utf-8", "ignore").split("\n\n")]
+    return [piece for piece in pieces if 40 < len(piece) < 1500 and "<|" not in piece]
+
+
+def write_rows(file: Path, num_rows: int) -> None:
+    """Chats of one to three exchanges, the same at every call."""
+    pool, rng = texts(), random.Random(3407)
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(num_rows):
+            messages = []
+            for _ in range(rng.choice((1, 1, 2, 3))):
+                messages.append({"role": "user", "content": f"{number}: {rng.choice(pool)}"})
+                messages.append({"role": "assistant", "content": rng.choice(pool)})
+            stream.write(json.dumps({"messages": messages}) + "\n")
+
+
+def tokenizer_folder(work: Path) -> Path:
+    """The Llama-3 tokenizer where it is; else a byte-level one of its size, trained on what is here."""
+    if TOKENIZER.is_dir():
+        return TOKENIZER
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    rng = random.Random(0)
+    made_up = (
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(4, 12))) for _ in range(400_000)
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=128_256, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([*texts(), *made_up], trainer)
+    folder = work / "tokenizer"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+# One measurement, in a process of its own ----------------------------------------------------------------------
+
+
+def recipe_for(rows: Path) -> Any:
+    from toolkit.recipe import load
+
+    return load(
+        "tiny",
+        (
+            f"sft.datasets.0.path={rows}",
+            "sft.eval_datasets=[]",
+            f"sft.max_length={MAX_LENGTH}",
+            "sft.overlong=cut",
+        ),
+    )
+
+
+def loaded_from(folder: Path, template: str) -> Any:
+    """What `data.prepare` asks of a loaded model, without the model."""
+    from transformers import AutoTokenizer
+
+    from toolkit.template import ChatTemplate
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    return SimpleNamespace(tokenizer=tokenizer, template=ChatTemplate(template, BOS, EOS), end_of_turn=END)
+
+
+def measure_ours(rows: Path, tokenizer: Path) -> dict[str, Any]:
+    from toolkit import env
+
+    env.prepare("expandable_segments:True", use_gpu=False)
+    from toolkit.engine import data
+
+    data.ROWS_A_PROCESS = 10**9  # one process
+    loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
+    started, wall = time.process_time(), time.perf_counter()
+    masking = data.masking_of(recipe, "sft", loaded)
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "prepare"
+    [(pool, selection)] = data.select(recipe, "sft", folder).values()
+    begun = time.process_time()
+    account = data.encode(masking, "sft", pool, selection, folder / "rows")
+    spans = _spans(started, begun, wall)
+    return spans | {"tokens": account.num_tokens, "trained": account.num_trained_tokens}
+
+
+def _spans(started: float, begun: float, wall: float) -> dict[str, Any]:
+    now = time.process_time()
+    return {"prepare": now - begun, "whole": now - started, "wall": time.perf_counter() - wall}
+
+
+def measure_trl(rows: Path, tokenizer: Path, masked: bool) -> dict[str, Any]:
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    datasets.disable_progress_bars()
+    template = TEMPLATE.read_text()
+    if masked:
+        said = "message['content'] | trim + \"<|eot_id|>\" }}"
+        assert said in template
+        marked = (
+            '{%- if message["role"] == "assistant" %}{% generation %}{{- message["content"] | trim + "<|eot_id|>" }}'
+            '{% endgeneration %}{%- else %}{{- message["content"] | trim + "<|eot_id|>" }}{%- endif %}'
+        )
+        template = template.replace(" + " + said, " }}" + marked)
+    loaded = loaded_from(tokenizer, template)
+    loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    config = SFTConfig(
+        output_dir=os.environ["XDG_CACHE_HOME"],
+        max_length=MAX_LENGTH,
+        assistant_only_loss=masked,
+        report_to="none",
+        bf16=False,
+    )
+    trainer = SimpleNamespace(_tokenizer=loaded.tokenizer, chat_template=None, completion_only_loss=False)
+    started, wall = time.process_time(), time.perf_counter()
+    dataset = datasets.load_dataset("json", data_files=str(rows), split="train")
+    begun = time.process_time()
+    done = SFTTrainer._prepare_dataset(trainer, dataset, loaded.tokenizer, config, False, None, "train")
+    spans = _spans(started, begun, wall)
+    batches = done.select_columns(["input_ids", "labels"]).with_format("arrow").iter(1000)
+    tokens = trained = 0
+    for batch in batches:
+        labels = batch["labels"].combine_chunks().flatten().to_numpy()
+        tokens, trained = tokens + len(labels), trained + int((labels != -100).sum())
+    return spans | {"tokens": tokens, "trained": trained}
+
+
+def measure_memory(rows: Path, tokenizer: Path) -> dict[str, Any]:
+    """Peak of what all processes of one whole preparation hold; pages that they share are counted once."""
+    import psutil
+
+    peak, ended, me = [0], threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            total = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            peak[0] = max(peak[0], total)
+
+    from toolkit import env
+
+    env.prepare("expandable_segments:True", use_gpu=False)
+    from rich.console import Console
+
+    from toolkit.engine import data
+
+    loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
+    threading.Thread(target=watch, daemon=True).start()
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        prepared = data.prepare(recipe, "sft", loaded, Console(quiet=True))
+        times.append(time.perf_counter() - started)
+    ended.set()
+    return {
+        "rows": prepared.report["used"],
+        "tokens": prepared.report["tokens_per_epoch"],
+        "peak_gib": peak[0] / 2**30,
+        "first_start_seconds": times[0],
+        "second_start_seconds": times[1],
+    }
+
+
+# The whole of it -----------------------------------------------------------------------------------------------
+
+
+def in_a_process(what: str, rows: Path, tokenizer: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=rows.parent) as cache:
+        caches = {"XDG_CACHE_HOME": cache, "HF_HOME": cache, "HF_DATASETS_CACHE": cache}
+        command = [sys.executable, __file__, "--one", what, str(rows), str(tokenizer)]
+        environment = {**os.environ, **ENVIRONMENT, **caches}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{what} failed:\n{done.stdout}\n{done.stderr}")
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def measure(what: str, rows: Path, tokenizer: Path) -> dict[str, Any]:
+    if what == "memory":
+        return measure_memory(rows, tokenizer)
+    return (
+        measure_ours(rows, tokenizer)
+        if what == "ours"
+        else measure_trl(rows, tokenizer, what == "trl_masked")
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-rows", type=int, default=100_000)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "data.json")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        what, rows, tokenizer = arguments.one
+        print(json.dumps(measure(what, Path(rows), Path(tokenizer))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        result = run(arguments, Path(folder))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    rows, tokenizer = folder / "rows.jsonl", tokenizer_folder(folder)
+    write_rows(rows, arguments.rows)
+    measured: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for number in range(arguments.rounds):
+        for side in SIDES if number % 2 == 0 else reversed(SIDES):
+            measured[side].append(in_a_process(side, rows, tokenizer))
+            print(f"round {number + 1}, {side}: {measured[side][-1]}", flush=True)
+    result: dict[str, Any] = {
+        "rows": arguments.rows,
+        "rounds": arguments.rounds,
+        "max_length": MAX_LENGTH,
+        "tokenizer": "llama3" if tokenizer == TOKENIZER else "trained here, 128,256 tokens at most",
+    }
+    for span in ("prepare", "whole", "wall"):
+        rates = {s: arguments.rows / statistics.median(one[span] for one in measured[s]) for s in SIDES}
+        result[span] = {
+            "rows_per_second": rates,
+            "ours_over_trl": rates["ours"] / rates["trl"],
+            "ours_over_trl_masked": rates["ours"] / rates["trl_masked"],
+        }
+    result["tokens"] = {side: measured[side][-1]["tokens"] for side in SIDES}
+    result["trained_tokens"] = {side: measured[side][-1]["trained"] for side in SIDES}
+    write_rows(rows, arguments.memory_rows)
+    result["memory"] = in_a_process("memory", rows, tokenizer)
+    print(json.dumps(result, indent=2))
+    return result
+
+
+if __name__ == "__main__":
+    main()

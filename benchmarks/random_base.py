@@ -1,0 +1,87 @@
+"""A base model with the architecture of a recipe and random weights, quantised to NF4 layer by layer.
+
+Speed and memory do not depend on the values, so no download is needed to measure them. Llama-3.1-8B takes 5.4 GiB
+on the disk and never more than one linear in 16 bit in memory.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import bitsandbytes.functional as bnb
+import torch
+from safetensors.torch import save_file
+
+from toolkit.memory_terms import head_dim, linears
+from toolkit.recipe import Architecture
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+PARTS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}
+
+
+def build(folder: Path, architecture: Architecture, tokenizer: Path) -> Path:
+    """Writes a Llama checkpoint that needs no quantising at load; the tokenizer is copied from a folder."""
+    folder.mkdir(parents=True)
+    for name in TOKENIZER:
+        shutil.copy(tokenizer / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(_config(architecture), indent=2))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+    where: dict[str, str] = {}
+
+    def write(file: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / file)
+        where.update(dict.fromkeys(tensors, file))
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device, dtype=torch.bfloat16) * 0.02
+
+    wide, vocab = architecture.hidden_size, architecture.vocab_size
+    write(
+        "ends.safetensors",
+        {
+            "model.embed_tokens.weight": random(vocab, wide),
+            "lm_head.weight": random(vocab, wide),
+            "model.norm.weight": torch.ones(wide, dtype=torch.bfloat16),
+        },
+    )
+    for layer in range(architecture.num_hidden_layers):
+        prefix, tensors = f"model.layers.{layer}", {}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = torch.ones(wide, dtype=torch.bfloat16)
+        for name, (inputs, outputs) in linears(architecture).items():
+            weight = f"{prefix}.{PARTS.get(name, 'mlp')}.{name}.weight"
+            packed, state = bnb.quantize_4bit(
+                random(outputs, inputs), quant_type="nf4", compress_statistics=True
+            )
+            tensors[weight] = packed
+            tensors |= {f"{weight}.{key}": value for key, value in state.as_dict(packed=True).items()}
+        write(f"layer_{layer}.safetensors", tensors)
+    index = {
+        "metadata": {"total_size": sum(f.stat().st_size for f in folder.glob("*.safetensors"))},
+        "weight_map": where,
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _config(architecture: Architecture) -> dict[str, object]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **architecture.model_dump(),
+        "head_dim": head_dim(architecture),
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        "max_position_embeddings": 8192,
+        "dtype": "bfloat16",
+        "quantization_config": {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": "bfloat16",
+        },
+    }

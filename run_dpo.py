@@ -1,0 +1,23 @@
+"""Direct preference optimisation: teaches the SFT model of the same recipe which answers are preferred.
+
+    python run_dpo.py --recipe tiny
+    python run_dpo.py --recipe llama31_8b --plan
+    python run_dpo.py --recipe llama31_8b --set dpo.beta=0.2 --set dpo.max_rows=2000
+
+Continues runs/<recipe>/sft/adapter, which is also its reference; writes runs/<recipe>/dpo/.
+"""
+
+from toolkit import cli
+
+
+def main() -> None:
+    job = cli.start("dpo", __doc__)
+    if job is None:
+        return
+    from toolkit.engine import dpo  # imports torch: only once there is something to run
+
+    cli.finish(dpo.run(job.recipe, job.plan, job.run, job.console, job.fresh), job)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,63 @@
+"""Real Unsloth on the tiny model, a few steps at a time."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from toolkit import memory
+from toolkit.recipe import Recipe, load
+from toolkit.rundir import RunDir
+
+FEW_ROWS = (
+    "sft.max_rows=64",
+    "sft.num_train_epochs=1",
+    "sft.warmup_steps=0",
+    "dpo.max_rows=24",
+    "dpo.warmup_steps=0",
+    "sft.logging_steps=1",
+    "dpo.logging_steps=1",
+)
+
+
+def tiny(*overrides: str) -> Recipe:
+    return load("tiny", (*FEW_ROWS, *overrides))
+
+
+@dataclass
+class Stage:
+    """A finished stage, with what it showed."""
+
+    recipe: Recipe
+    run: RunDir
+    report: dict[str, Any]
+    console: Console = field(repr=False)
+
+    @property
+    def shown(self) -> str:
+        return " ".join(self.console.export_text(clear=False).split())
+
+
+def run_stage(recipe: Recipe, stage: str, runs: Path) -> Stage:
+    import importlib
+
+    engine: Any = importlib.import_module(f"toolkit.engine.{stage}")
+    run, console = RunDir(runs, recipe.name, stage), Console(record=True, width=200, quiet=False)
+    report = engine.run(recipe, memory.plan(recipe, stage, None, 16), run, console)  # type: ignore[arg-type]
+    return Stage(recipe, run, report, console)
+
+
+@pytest.fixture(scope="session")
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """One SFT run that the tests share; nobody writes into its directory."""
+    return run_stage(tiny(), "sft", tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def runs_with_sft(sft: Stage, tmp_path: Path) -> Path:
+    """A runs directory of one's own that holds the shared SFT run."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "sft").symlink_to(sft.run.path)
+    return tmp_path

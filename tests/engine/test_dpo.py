@@ -1,0 +1,146 @@
+"""DPO on the tiny model: the reference is the SFT policy, and the numbers are those of the paper."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.conftest import Stage, run_stage, tiny
+from toolkit.engine import data, dpo, log_probs, model, reference, stage
+from toolkit.errors import UserError
+from toolkit.memory import plan
+from toolkit.rundir import RunDir
+
+
+def test_training_starts_at_the_sft_policy_with_loss_ln_2(runs_with_sft: Path) -> None:
+    done = run_stage(tiny(), "dpo", runs_with_sft)
+    first = next(json.loads(line) for line in done.run.metrics.read_text().splitlines())
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert first["rewards/margins"] == pytest.approx(0, abs=2e-3)
+    assert "the reference is the policy" in done.shown
+    names = "rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen logps/rejected"
+    assert set(names.split()) <= first.keys()
+    assert {"loss", "rewards/margins", "rewards/accuracies"} <= done.report["eval"].keys()
+
+
+def test_no_sft_adapter_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python run_sft.py --recipe tiny"):
+        run_stage(tiny(), "dpo", tmp_path)
+    assert not (tmp_path / "tiny" / "dpo").exists()
+
+
+def test_without_an_sft_stage_the_model_itself_is_the_reference(tmp_path: Path) -> None:
+    done = run_stage(tiny("sft=null"), "dpo", tmp_path)
+    assert done.report["loss_first"] == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_a_reference_that_is_not_the_policy_stops_the_run(
+    runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget_the_copy(trainer, *args):  # type: ignore[no-untyped-def]
+        """What TRL up to 0.24 did: the base model is the reference."""
+        with torch.no_grad():
+            for name, parameter in trainer.model.named_parameters():
+                if f".{reference.REF_ADAPTER}." in name and "lora_B" in name:
+                    parameter.zero_()
+        return precompute(trainer, *args)
+
+    precompute = reference.precompute
+    monkeypatch.setattr(reference, "precompute", forget_the_copy)
+    with pytest.raises(UserError, match="the DPO reference is not the policy"):
+        run_stage(tiny("dpo.beta=0.5"), "dpo", runs_with_sft)
+    assert not (runs_with_sft / "tiny" / "dpo" / "adapter").exists()
+
+
+def test_logged_loss_and_rewards_are_equation_7_of_rafailov_et_al(
+    runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same 8 pairs at every step, so that each log can be computed again from the weights before it."""
+    recipe = tiny(
+        "dpo.max_rows=8", "dpo.num_train_epochs=4", "dpo.learning_rate=1.0e-3", "dpo.eval_datasets=[]"
+    )
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    from transformers import TrainerCallback
+
+    class LogProbsBeforeEachStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
+            rows = [data.PairIds(*(row[key] for key in ids), False) for row in trainers[0].train_dataset]
+            model.eval()
+            seen.append(log_probs.pairs(model, rows, trainers[0].processing_class.pad_token_id))
+            model.train()
+
+    ids = ("prompt_ids", "chosen_ids", "rejected_ids")
+    trainers: list[dpo.TokenisedDPOTrainer] = []
+    prove = reference.prove
+
+    def watch(trainer, *args):  # type: ignore[no-untyped-def]
+        trainers.append(trainer)
+        trainer.add_callback(LogProbsBeforeEachStep())
+        prove(trainer, *args)
+
+    monkeypatch.setattr(reference, "prove", watch)
+    done = run_stage(recipe, "dpo", runs_with_sft)
+    logs = [
+        entry for line in done.run.metrics.read_text().splitlines() if "loss" in (entry := json.loads(line))
+    ]
+    assert len(logs) == len(seen) == 4
+    reference_chosen, reference_rejected = (side.double() for side in seen[0])
+    for entry, (chosen, rejected) in zip(logs, seen, strict=True):
+        reward_chosen = 0.1 * (chosen.double() - reference_chosen)
+        reward_rejected = 0.1 * (rejected.double() - reference_rejected)
+        loss = -torch.log(torch.sigmoid(reward_chosen - reward_rejected)).mean().item()
+        assert entry["loss"] == pytest.approx(loss, abs=5e-3)
+        assert entry["rewards/chosen"] == pytest.approx(reward_chosen.mean().item(), abs=1e-2)
+        assert entry["rewards/rejected"] == pytest.approx(reward_rejected.mean().item(), abs=1e-2)
+        assert entry["logps/chosen"] == pytest.approx(chosen.mean().item(), rel=5e-3)
+    assert logs[-1]["loss"] < 0.6
+
+
+def test_log_probs_of_a_reply_are_those_of_a_plain_forward_pass_token_by_token() -> None:
+    recipe = tiny()
+    loaded = model.load(recipe, 256)
+    loaded.model.eval()
+    rows = data.held_out_pairs(recipe, loaded)[:4]
+    together = log_probs.pairs(loaded.model, rows, loaded.tokenizer.pad_token_id)
+    for index, row in enumerate(rows):
+        for reply, values in ((row.chosen_ids, together[0]), (row.rejected_ids, together[1])):
+            tokens = torch.tensor([row.prompt_ids + reply])
+            with torch.no_grad():
+                predicted = loaded.model(input_ids=tokens).logits[0].double().log_softmax(-1)
+            start = len(row.prompt_ids)
+            one_by_one = sum(predicted[start + place - 1, token].item() for place, token in enumerate(reply))
+            assert values[index].item() == pytest.approx(one_by_one, rel=5e-3)
+
+
+def test_the_policy_is_the_sft_adapter_bit_for_bit_when_training_begins(
+    sft: Stage, runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    class Stop(Exception):
+        pass
+
+    def look(trainer, *args):  # type: ignore[no-untyped-def]
+        saved = load_file(sft.run.adapter / "adapter_model.safetensors")
+        policy = {
+            name.replace(".default", ""): value
+            for name, value in trainer.model.named_parameters()
+            if ".default." in name
+        }
+        assert list(trainer.model.peft_config) == ["default"]
+        assert saved.keys() == policy.keys()
+        assert all(torch.equal(saved[name], policy[name]) for name in saved)
+        raise Stop
+
+    monkeypatch.setattr(reference, "prove", look)
+    recipe = tiny()
+    with pytest.raises(Stop):
+        dpo.run(
+            recipe,
+            plan(recipe, "dpo", None, 16),
+            RunDir(runs_with_sft, "tiny", "dpo"),
+            stage.Console(quiet=True),
+        )

@@ -1,0 +1,99 @@
+"""The scripts as a user meets them: options, plans, mistakes. None of it needs torch."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.recipe import names
+
+STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo")]
+
+
+def script(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / f"run_{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def mistake(name: str, *arguments: object, cwd: Path = ROOT) -> str:
+    """stderr of a run that the user can mend: exit code 2 and no traceback."""
+    done = script(name, *arguments, cwd=cwd)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "compare"])
+def test_help_shows_the_usage(name: str) -> None:
+    done = script(name, "--help")
+    assert done.returncode == 0 and f"python run_{name}.py --recipe tiny" in done.stdout
+
+
+@pytest.mark.parametrize(("recipe", "stage"), STAGES, ids=lambda value: str(value))
+def test_every_shipped_recipe_is_planned_on_its_card(recipe: str, stage: str) -> None:
+    done = script(stage, "--recipe", recipe, "--plan", "--json", "--if-present")
+    assert done.returncode == 0, done.stderr
+    if "nothing to do" not in done.stdout:
+        plan = json.loads(done.stdout)
+        assert plan["fits"] and plan["peak_gib"] <= plan["budget_gib"]
+        assert {"items_gib", "settings"} <= plan.keys()
+
+
+def test_a_plan_answers_within_a_second_and_without_torch() -> None:
+    code = "import runpy, sys; sys.argv = ['run_dpo.py', '--recipe', 'llama31_8b', '--plan']\n"
+    code += "runpy.run_path('run_dpo.py', run_name='__main__')\nassert 'torch' not in sys.modules"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 1
+    assert "mlabonne/orpo-dpo-mix-40k" in done.stdout and "predicted memory" in done.stdout
+
+
+def test_a_card_that_is_too_small_gets_three_mends() -> None:
+    said = mistake("dpo", "--recipe", "llama31_8b", "--plan", "--gpu", "6")
+    assert "does not fit" in said and "(1)" in said and "(3)" in said
+    assert "did you mean rtx4090" in mistake("dpo", "--recipe", "llama31_8b", "--plan", "--gpu", "rtx409")
+
+
+def test_a_recipe_for_a_gpu_is_not_begun_without_one(tmp_path: Path) -> None:
+    from tests.conftest import HAS_GPU
+
+    if HAS_GPU:
+        pytest.skip("there is a GPU here")
+    assert "--set gpu=null" in mistake("sft", "--recipe", "llama31_8b", "--runs", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--recipe", "tyni"), "did you mean tiny"),
+        (("--recipe", "tiny", "--set", "dpo.bta=1", "--set", "seed=x"), "did you mean 'beta'"),
+        (("--recipe", "tiny", "--set", "dpo=null"), "recipe tiny has no dpo stage"),
+        (("--recipe", "tiny"), "run `python run_sft.py --recipe tiny` first"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    assert said in mistake("dpo", *arguments, cwd=tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_to_compare_names_the_commands(tmp_path: Path) -> None:
+    assert "run `python run_sft.py --recipe tiny`" in mistake(
+        "compare", "--recipe", "tiny", "--runs", tmp_path
+    )
+    assert "one prompt a line" in mistake("compare", "--recipe", "tiny", "--prompts", tmp_path / "none.txt")
+
+
+def test_a_model_that_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = mistake(
+        "sft", "--recipe", "tiny", "--set", "model.path=nobody/nothing", "--runs", tmp_path / "runs"
+    )
+    assert "model nobody/nothing is not in the local cache and HF_HUB_OFFLINE is set" in said

@@ -1,0 +1,291 @@
+"""Cards, what is here, and what a machine lacks for a recipe. No GPU is needed: NVML is a stand-in here."""
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit import hardware
+from toolkit.errors import UserError
+from toolkit.hardware import CARDS, GIB, Gpu, Hardware
+
+RTX4090 = Gpu("NVIDIA GeForce RTX 4090", 23.5, 23.2, (8, 9), "580.65.06", (13, 0))
+WITH_GPU = Hardware(RTX4090, None, 64, 60, 16)
+WITHOUT_GPU = Hardware(None, "no NVIDIA driver is loaded", 16, 12, 2)
+CPU_BUILD, CUDA13_BUILD, CUDA12_BUILD = (
+    ("2.13.0+cpu", None),
+    ("2.13.0+cu130", "13.0"),
+    ("2.13.0+cu128", "12.8"),
+)
+
+
+def with_gpu(**changes: object) -> Hardware:
+    return replace(WITH_GPU, gpu=replace(RTX4090, **changes))
+
+
+class Nvml(SimpleNamespace):
+    """Two cards, as pynvml tells them."""
+
+    class NVMLError(Exception):
+        pass
+
+    nvmlMemory_v2 = 2
+
+    def __init__(self, broken: str | None = None):
+        super().__init__(broken=broken, asked=[], closed=False)
+        self.cards = [("NVIDIA GeForce RTX 4090", "GPU-aaaa", (8, 9)), ("NVIDIA A40", "GPU-bbbb", (8, 6))]
+
+    def nvmlInit(self):
+        if self.broken:
+            raise self.NVMLError(self.broken)
+
+    def nvmlShutdown(self):
+        self.closed = True
+
+    def nvmlDeviceGetCount(self):
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if index >= len(self.cards):
+            raise self.NVMLError("Invalid Argument")
+        return self.cards[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        raise self.NVMLError("Not Found")
+
+    def nvmlDeviceGetMemoryInfo(self, handle, version):
+        assert version == self.nvmlMemory_v2
+        return SimpleNamespace(total=24 * GIB, reserved=GIB // 2, free=20 * GIB)
+
+    def nvmlDeviceGetName(self, handle):
+        return handle[0]
+
+    def nvmlDeviceGetUUID(self, handle):
+        return handle[1]
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle):
+        return handle[2]
+
+    def nvmlSystemGetDriverVersion(self):
+        return "570.124.06"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self):
+        return 12080
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    fake = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(hardware, "DRIVER_FILES", (__file__,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return fake
+
+
+class TestCards:
+    def test_issue_names_them(self):
+        assert set(CARDS) == {"rtx4090", "rtx3090", "a40", "l4", "a100_40", "a100_80", "h100", "h200"}
+
+    def test_by_name_and_by_gib(self):
+        assert hardware.card(" RTX4090 ") is CARDS["rtx4090"]
+        for text in ("24", "24.0", "24GiB", "24 gib", "24gb"):
+            card = hardware.card(text)
+            assert (card.total_gib, card.bf16_tflops, card.bandwidth_gb_s, card.sm) == (24, None, None, None)
+
+    def test_unknown_name_gets_near_ones(self):
+        with pytest.raises(
+            UserError, match=r"no card 'rtx4080': did you mean rtx4090.*Known cards: rtx4090, .*GiB"
+        ):
+            hardware.card("rtx4080")
+
+    @pytest.mark.parametrize("text", ["0", "-3", "nan", "inf"])
+    def test_memory_must_be_above_0(self, text):
+        with pytest.raises(UserError, match="must be above 0"):
+            hardware.card(text)
+
+    @pytest.mark.parametrize(
+        ("name", "key"),
+        [
+            ("NVIDIA GeForce RTX 4090", "rtx4090"),
+            ("NVIDIA GeForce RTX 3090", "rtx3090"),
+            ("NVIDIA A40", "a40"),
+            ("NVIDIA L4", "l4"),
+            ("NVIDIA L40S", None),
+            ("NVIDIA A100-SXM4-40GB", "a100_40"),
+            ("NVIDIA A100-PCIE-40GB", "a100_40"),
+            ("NVIDIA A100 80GB PCIe", "a100_80"),
+            ("NVIDIA H100 80GB HBM3", "h100"),
+            ("NVIDIA H200", "h200"),
+            ("NVIDIA B200", None),
+        ],
+    )
+    def test_driver_names_are_known(self, name, key):
+        card = replace(RTX4090, name=name).card
+        assert card.name == name
+        assert card.total_gib == 23.5, "what was found, not what the table says"
+        assert card.bf16_tflops == (CARDS[key].bf16_tflops if key else None)
+
+
+class TestHere:
+    def test_without_a_driver(self, monkeypatch):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(hardware, "DRIVER_FILES", ("/no/such/device",))
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            here = hardware.here()
+            seconds.append(time.perf_counter() - started)
+        assert min(seconds) < 0.05
+        assert (here.gpu, here.card, here.no_gpu) == (None, None, "no NVIDIA driver is loaded")
+        assert here.ram_gib >= here.ram_available_gib > 0
+        assert here.cpu_count >= 1
+
+    def test_first_card(self, nvml):
+        here = hardware.here()
+        assert here.gpu == Gpu("NVIDIA GeForce RTX 4090", 23.5, 20, (8, 9), "570.124.06", (12, 8))
+        assert here.no_gpu is None
+        assert nvml.closed
+
+    @pytest.mark.parametrize(
+        ("visible", "name"), [("1", "NVIDIA A40"), ("1,0", "NVIDIA A40"), ("GPU-bb", "NVIDIA A40")]
+    )
+    def test_first_visible_card(self, nvml, monkeypatch, visible, name):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        gpu = hardware.here().gpu
+        assert gpu is not None
+        assert gpu.name == name
+
+    @pytest.mark.parametrize(
+        ("visible", "reason"),
+        [("", "is ''"), ("-1", "is '-1'"), ("7", "NVML says: Invalid"), ("GPU-cc", "NVML says: Not Found")],
+    )
+    def test_no_visible_card(self, nvml, monkeypatch, visible, reason):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        here = hardware.here()
+        assert here.gpu is None
+        assert here.no_gpu is not None
+        assert reason in here.no_gpu
+
+    def test_a_broken_driver_is_told(self, nvml):
+        nvml.broken = "Driver/library version mismatch"
+        assert hardware.here().no_gpu == "NVML says: Driver/library version mismatch"
+
+    def test_container_limit_counts(self, tmp_path, monkeypatch):
+        (tmp_path / "limit").write_text(f"{GIB}\n")
+        (tmp_path / "used").write_text(f"{GIB // 2}\n")
+        (tmp_path / "stat").write_text(f"anon 5\ninactive_file {GIB // 4}\n")
+        monkeypatch.setattr(
+            hardware, "CGROUPS", (tuple(str(tmp_path / name) for name in ("limit", "used", "stat")),)
+        )
+        here = hardware.here()
+        assert (here.ram_gib, here.ram_available_gib) == (1, 0.75)
+
+    def test_disk_of_a_folder_to_be(self, tmp_path):
+        assert hardware.disk_free_gib(tmp_path / "runs" / "x") == pytest.approx(
+            hardware.disk_free_gib(tmp_path), rel=0.01
+        )
+
+
+class TestTorchBuild:
+    def test_is_the_installed_one(self):
+        version, cuda = hardware.torch_build()
+        assert version.partition("+")[0] == importlib.metadata.version("torch").partition("+")[0]
+        assert cuda is None or cuda[0].isdigit()
+
+    def test_cuda_build(self, tmp_path, monkeypatch):
+        (tmp_path / "version.py").write_text(
+            "from typing import Optional\n__version__ = '2.13.0+cu130'\ndebug = False\n"
+            "cuda: Optional[str] = '13.0'\ngit_version = 'abc'\n"
+        )
+        spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+        assert hardware.torch_build() == CUDA13_BUILD
+
+    def test_not_installed(self, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"torch is not installed.*make setup"):
+            hardware.torch_build()
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("gpu", "machine", "build"),
+        [
+            (None, WITHOUT_GPU, CPU_BUILD),
+            (None, WITHOUT_GPU, CUDA13_BUILD),
+            (None, WITH_GPU, CUDA13_BUILD),
+            ("rtx4090", WITH_GPU, CUDA13_BUILD),
+            (
+                "rtx4090",
+                with_gpu(driver="535.104.05", cuda=(12, 2)),
+                CUDA12_BUILD,
+            ),  # minor versions do not matter
+            ("h100", WITH_GPU, CUDA13_BUILD),  # another card will do: whether it fits is the plan's to say
+        ],
+    )
+    def test_nothing_is_wrong(self, gpu, machine, build):
+        assert hardware.check(gpu, machine, build) == []
+
+    def test_driver_too_old(self):
+        old = with_gpu(driver="570.124.06", cuda=(12, 8))
+        (problem,) = hardware.check("rtx4090", old, CUDA13_BUILD)
+        for words in (
+            "driver 570.124.06",
+            "up to 12.8",
+            "2.13.0+cu130",
+            "580 or newer",
+            "pod",
+            "for CUDA 12",
+        ):
+            assert words in problem
+        (problem,) = hardware.check("rtx4090", with_gpu(driver="470.1", cuda=(11, 4)), CUDA12_BUILD)
+        assert "525 or newer" in problem
+        (problem,) = hardware.check("rtx4090", WITH_GPU, ("3.0.0", "14.1"))
+        assert "needs driver one for CUDA 14" in problem
+
+    def test_cpu_build_beside_a_gpu(self):
+        (problem,) = hardware.check(None, WITH_GPU, CPU_BUILD)
+        for words in (
+            "RTX 4090 is here",
+            "2.13.0+cpu is a CPU build",
+            "CUDA up to 13.0",
+            "UNSLOTH_FORCE_CPU=1",
+        ):
+            assert words in problem
+
+    def test_no_gpu_for_a_gpu_recipe(self):
+        (problem,) = hardware.check("rtx4090", WITHOUT_GPU, CPU_BUILD)
+        for words in ("made for rtx4090", "no NVIDIA driver is loaded", "`--set gpu=null`"):
+            assert words in problem
+
+    @pytest.mark.parametrize(
+        ("name", "sm", "words"),
+        [
+            ("Tesla T4", (7, 5), ["7.5", "bf16 needs 8.0"]),
+            ("Tesla V100", (7, 0), ["7.0", "bf16 needs 8.0"]),
+            ("Tesla P40", (6, 1), ["6.1", "Unsloth needs 7.0"]),
+        ],
+    )
+    def test_card_too_old(self, name, sm, words):
+        (problem,) = hardware.check(None, with_gpu(name=name, sm=sm), CUDA12_BUILD)
+        for word in (*words, name, "Ampere"):
+            assert word in problem
+
+    def test_all_at_once(self):
+        assert len(hardware.check("a40", with_gpu(sm=(7, 5)), CPU_BUILD)) == 2
+
+
+def test_imports_nothing_heavy():
+    script = (
+        "import sys, toolkit.hardware as h; h.here(); h.torch_build(); "
+        "print([m for m in ('torch', 'unsloth', 'transformers', 'pydantic') if m in sys.modules])"
+    )
+    root = Path(__file__).resolve().parent.parent
+    out = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

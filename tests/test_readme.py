@@ -1,0 +1,43 @@
+"""A command of the README is code: each is parsed by the script it names, and planned where that can be."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = sorted({line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line})
+SCRIPTS = [command for command in COMMANDS if command.startswith("python run_")]
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_a_script_is_called_as_it_can_be(command: str) -> None:
+    words = shlex.split(command)[1:]
+    words += ["--help"] if "compare" in words[0] else [] if "--plan" in words else ["--plan"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if "compare" in words[0]:
+        options = {word for word in words if word.startswith("--")}
+        assert all(option in done.stdout for option in options)
+
+
+def test_make_targets_and_requirement_files_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in COMMANDS:
+        if command.startswith("make "):
+            assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE), command
+        for name in re.findall(r"-r (\S+)", command):
+            assert (ROOT / name).is_file()
+
+
+def test_the_tree_names_every_module() -> None:
+    tree = README.partition("## The house")[2].partition("## When")[0]
+    for module in (ROOT / "toolkit").glob("*.py"):
+        assert module.name in tree or module.stem.startswith("memory_") or module.stem == "__init__", (
+            module.name
+        )

@@ -1,0 +1,79 @@
+"""Run directories: what counts as finished, what is moved aside, what is never half-written."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.errors import UserError
+from toolkit.rundir import MARK, RunDir, write_json
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path, "tiny", "sft")
+
+
+def finish(run: RunDir, **trajectory: object) -> None:
+    run.start(trajectory)
+    write_json(run.adapter / MARK, {"trajectory": trajectory})
+
+
+def test_an_adapter_without_its_mark_is_none(run: RunDir) -> None:
+    run.start({})
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").touch()
+    assert run.finished_with() is None and not run.is_finished({})
+
+
+def test_a_finished_run_of_other_values_is_refused_with_both_values(run: RunDir) -> None:
+    finish(run, seed=1, beta=0.1)
+    assert run.is_finished({"seed": 1, "beta": 0.1})
+    with pytest.raises(UserError, match=r"seed: 1 then, 2 now.*") as error:
+        run.is_finished({"seed": 2, "beta": 0.1})
+    assert "beta" not in str(error.value) and "--fresh" in str(error.value)
+
+
+def test_an_unfinished_run_goes_on_and_fresh_moves_it_aside_and_deletes_nothing(run: RunDir) -> None:
+    run.start({"seed": 1})
+    (run.path / "metrics.jsonl").write_text("0")
+    assert run.start({"seed": 1}) is None and (run.path / "metrics.jsonl").read_text() == "0"
+    with pytest.raises(UserError, match="an unfinished sft run that was made otherwise"):
+        run.start({"seed": 2})
+    kept = []
+    for number in range(3):
+        kept += [run.start({"seed": number}, fresh=True)]
+        assert not (run.path / "metrics.jsonl").exists()
+        (run.path / "metrics.jsonl").write_text(str(number + 1))
+    assert [(path / "metrics.jsonl").read_text() for path in kept if path] == ["0", "1", "2"]
+
+
+def test_a_second_process_is_refused_with_the_name_of_the_first(run: RunDir) -> None:
+    code = "from toolkit.rundir import RunDir; from pathlib import Path\n"
+    code += f"with RunDir(Path({str(run.root)!r}), 'tiny', 'sft').locked(): pass"
+    command = [sys.executable, "-c", code]
+    with run.locked():
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert f"in use by process {os.getpid()} on {socket.gethostname()}" in done.stderr
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tiny").write_text("a file stands in the way")
+    with pytest.raises(UserError, match="choose --runs DIR"):
+        RunDir(tmp_path, "tiny", "sft").start({})
+
+
+def test_json_is_whole_or_absent_and_knows_no_nan(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    write_json(file, {"loss": float("nan"), "all": [float("inf"), 1.5]})
+    assert json.loads(file.read_text()) == {"loss": None, "all": [None, 1.5]}
+    with pytest.raises(TypeError):
+        write_json(file, {"loss": object()})
+    assert json.loads(file.read_text())["all"] == [None, 1.5]
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -1,0 +1,274 @@
+"""Requirements, Makefile, Dockerfile, .ci/run and the shipped recipes, held against each other. Installs nothing."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from toolkit import recipe
+from toolkit.hardware import OLDEST_DRIVER
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = sorted(path.name for path in ROOT.glob("requirements*.txt"))
+PINNED = re.compile(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!+-]+")
+SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?:TOKEN|KEY|PASSWORD|SECRET)\s*=\s*['\"]?[A-Za-z0-9_-]{8,}")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def requirements(name: str) -> dict[str, str]:
+    """Normalised package name -> the whole line."""
+    lines = [line.partition(" #")[0].strip() for line in text(name).splitlines()]
+    return {
+        line.partition("==")[0].lower().replace("_", "-").replace(".", "-"): line
+        for line in lines
+        if line and not line.startswith("#")
+    }
+
+
+def pip_steps(name: str) -> list[str]:
+    """The options of each `pip install` in a file, in order."""
+    found = re.findall(r"(?:\$\(PIP_INSTALL\)|python -m pip install) (-.*?\.txt)(?=;|\n)", text(name))
+    return [step.strip() for step in found]
+
+
+# Requirements ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_every_requirement_is_pinned(name: str) -> None:
+    loose = [line for line in requirements(name).values() if not PINNED.fullmatch(line)]
+    assert not loose
+
+
+def test_no_package_is_pinned_twice() -> None:
+    names = [package for name in REQUIREMENTS for package in requirements(name)]
+    assert len(names) == len(set(names))
+
+
+def test_the_unsloth_pair_has_one_version() -> None:
+    assert len({line.partition("==")[2] for line in requirements("requirements-unsloth.txt").values()}) == 1
+
+
+# Make ------------------------------------------------------------------------------------------------------
+
+STUB = """#!/bin/sh
+# Stands in for a Python: answers the version check, makes a venv of itself, writes down what pip was asked.
+case "$1 $2" in
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip") shift 3; echo "$@" >> pip.log; test -z "$FAIL" || case "$*" in *"$FAIL"*) exit 1 ;; esac ;;
+  *) echo 1 ;;
+esac
+"""
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What `make setup` reads, and a bin/ of stand-ins to put first on the PATH."""
+    for name in ("Makefile", *REQUIREMENTS):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        executable(
+            tmp_path / "bin" / name, "#!/bin/sh\necho 'the shim knows no such version' >&2; exit 127\n"
+        )
+    return tmp_path
+
+
+def executable(path: Path, content: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    path.chmod(0o755)
+
+
+def make(checkout: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", *words],
+        cwd=checkout,
+        env=clean | {"PATH": path, "NVIDIA": "", "PYTHON": ""} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def asked_of_pip(checkout: Path) -> list[str]:
+    log = checkout / "pip.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [line.replace("--disable-pip-version-check ", "") for line in lines]
+
+
+CPU_STEPS = [
+    "-r requirements.txt",
+    "--no-deps -r requirements-unsloth.txt",
+    "-r requirements-dev.txt",
+]
+GPU_STEP = "-c requirements.txt -r requirements-gpu.txt"
+
+
+@needs_make
+def test_setup_takes_the_first_python_that_runs_and_installs_once(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    first, second = make(checkout, "setup"), make(checkout, "setup")
+    assert "making .venv with python3.12" in first.stdout
+    assert first.returncode == second.returncode == 0
+    assert asked_of_pip(checkout) == CPU_STEPS
+
+
+@needs_make
+def test_setup_adds_the_gpu_packages_where_a_driver_is(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    assert make(checkout, "setup", NVIDIA="yes", DRIVER="580").returncode == 0
+    assert asked_of_pip(checkout) == [*CPU_STEPS[:2], GPU_STEP, CPU_STEPS[2]]
+
+
+@needs_make
+def test_setup_refuses_an_old_driver_before_it_downloads(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    refused = make(checkout, "setup", NVIDIA="yes", DRIVER="550")
+    assert refused.returncode
+    assert "driver here is 550" in refused.stderr
+    assert "580 or newer" in refused.stderr
+    assert not asked_of_pip(checkout)
+    assert make(checkout, "setup", NVIDIA="yes", DRIVER="550", MIN_DRIVER="0").returncode == 0
+
+
+def test_the_oldest_driver_is_the_toolkits() -> None:
+    assert f"MIN_DRIVER ?= {OLDEST_DRIVER[13]}#" in text("Makefile")
+
+
+@needs_make
+@pytest.mark.parametrize("step", CPU_STEPS)
+def test_an_install_that_broke_off_is_taken_up_again(checkout: Path, step: str) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    assert make(checkout, "setup", FAIL=step.split()[-1]).returncode
+    (checkout / "pip.log").unlink()
+    assert make(checkout, "setup").returncode == 0
+    assert asked_of_pip(checkout) == CPU_STEPS
+
+
+@needs_make
+def test_changed_requirements_are_installed(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    make(checkout, "setup")
+    stamp = (checkout / ".venv" / ".installed").stat().st_mtime
+    os.utime(checkout / "requirements-dev.txt", (stamp + 10, stamp + 10))
+    make(checkout, "setup")
+    assert asked_of_pip(checkout) == CPU_STEPS * 2
+
+
+@needs_make
+def test_a_venv_whose_interpreter_is_gone_is_made_again(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    make(checkout, "setup")
+    (checkout / ".venv" / "bin" / "python").unlink()
+    assert make(checkout, "setup").returncode == 0
+    assert asked_of_pip(checkout) == CPU_STEPS * 2
+
+
+@needs_make
+@pytest.mark.parametrize("words", [[], ["PYTHON=no-such-python"]])
+def test_without_a_python_there_is_one_clear_message(checkout: Path, words: list[str]) -> None:
+    got = make(checkout, "setup", *words)
+    assert got.returncode
+    assert "No Python 3.11, 3.12 or 3.13 that runs" in got.stderr
+    assert "make setup PYTHON=" in got.stderr
+    assert not (checkout / ".venv").exists()
+
+
+@needs_make
+def test_run_goes_through_the_three_scripts(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    make(checkout, "setup")
+    lines = make(checkout, "-n", "run", "RECIPE=llama31_8b", "ARGS=--set dpo.beta=0.2").stdout.splitlines()
+    options = '--recipe "llama31_8b"'
+    assert [line.partition("bin/python ")[2] for line in lines] == [
+        f"run_sft.py {options} --if-present --set dpo.beta=0.2",
+        f"run_dpo.py {options} --if-present --set dpo.beta=0.2",
+        f"run_compare.py {options} --set dpo.beta=0.2",
+    ]
+
+
+# Docker and CI ---------------------------------------------------------------------------------------------
+
+
+def test_the_image_is_installed_like_the_makefile_does() -> None:
+    makefile, image = pip_steps("Makefile"), pip_steps("Dockerfile")
+    assert makefile == [*CPU_STEPS[:2], GPU_STEP, CPU_STEPS[2]]
+    assert image == makefile[:-1], "the tools for tests stay out of the image, all else is the same"
+
+
+def test_the_build_context_holds_what_the_image_copies() -> None:
+    copied = re.findall(r"^COPY (.*)$", text("Dockerfile"), re.MULTILINE)
+    sources = {source for line in copied for source in line.split()[:-1]}
+    lines = text(".dockerignore").splitlines()
+    assert lines[lines.index("*") - 1].startswith("#"), "everything is left out first"
+    assert sources == {line[1:].rstrip("/") for line in lines if line.startswith("!")}
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_ci_is_executable_and_runs_what_people_run() -> None:
+    assert (ROOT / ".ci" / "run").stat().st_mode & stat.S_IXUSR
+    lines = text(".ci/run").splitlines()
+    assert "set -euo pipefail" in lines
+    assert [line for line in lines if line.startswith("make")] == ["make lint", "make test"]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Makefile", ".ci/run", "pyproject.toml", *REQUIREMENTS])
+def test_no_secret_stands_in_a_set_up_file(name: str) -> None:
+    assert not SECRET.search(text(name))
+
+
+# Recipes ---------------------------------------------------------------------------------------------------
+
+EXPLAINED = ("lora", "memory", "sft", "dpo")
+# Its numbers were tuned on data made for it: there is no outside source to name beside each.
+OWN_WORDS = {"tiny"}
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_recipe_loads(name: str) -> None:
+    loaded = recipe.load(name)
+    end, pad = loaded.template.end_of_turn, loaded.template.pad_token
+    assert loaded.name == name
+    assert end != pad
+    assert loaded.template.file == "tokenizer" or (recipe.RECIPES / loaded.template.file).is_file()
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe.names()) - OWN_WORDS))
+def test_every_value_of_a_recipe_has_its_reason_beside_it(name: str) -> None:
+    lines = text(f"recipes/{name}.yaml").splitlines()
+    values = YAML().load(text(f"recipes/{name}.yaml"))
+    bare = [
+        f"{section}.{key}"
+        for section in EXPLAINED
+        for key, value in (values[section] or {}).items()
+        if not (is_list_of_sources(value) or has_comment(lines, values[section].lc.key(key)[0]))
+    ]
+    assert not bare, "a number without a source or a reason"
+
+
+def is_list_of_sources(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def has_comment(lines: list[str], line: int) -> bool:
+    """On the line, or on the lines just above it."""
+    return " # " in lines[line] or lines[line - 1].lstrip().startswith("# ")
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_prompt_is_compared_once(name: str) -> None:
+    prompts = recipe.load(name).compare.prompts
+    assert len(prompts) == len(set(prompts))

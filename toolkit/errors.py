@@ -1,0 +1,22 @@
+"""Errors that a user can mend: what was got, the limit, the fix. `cli` turns them into exit code 2."""
+
+
+class UserError(Exception):
+    """One or more problems found together; each names what was got, what is allowed and the mend.
+
+    Raised from every floor, shown without a traceback. Anything else that escapes is a fault of ours.
+    """
+
+    def __init__(self, *problems: str):
+        if not problems:
+            raise ValueError("UserError needs at least one problem")
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Interrupted(Exception):
+    """A run was asked to stop by a signal and has saved what it had; `cli` exits with 128 + `signal`."""
+
+    def __init__(self, signal: int, message: str):
+        super().__init__(message)
+        self.signal = signal

@@ -1,0 +1,286 @@
+"""What is here: NVIDIA GPU and driver, RAM, CPUs, disk, the installed torch; and named cards to plan for.
+
+Nothing here imports torch. Without a driver every question still has an answer: there is no GPU, and why.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import UserError
+
+GIB = 2**30
+
+# Oldest driver branch for each CUDA major version; minor versions are compatible within a major one.
+# NVIDIA, "CUDA Compatibility", table of minimum driver versions.
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+OLDEST_SM = (7, 0)  # Unsloth and Triton refuse older ones (unsloth README, "GPU requirements")
+BF16_SM = (8, 0)  # bf16 tensor cores begin with Ampere (NVIDIA A100 white paper)
+
+# Device files of a loaded driver (Linux; WSL). Without one the 30 ms of importing pynvml are saved.
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
+
+# Limit, use and statistics of a container's memory: cgroup v2, then v1.
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU as the plan needs it. `total_gib` is what torch sees of it, some 2% less than its label.
+
+    `bf16_tflops` is the dense bf16 rate with fp32 accumulation, `bandwidth_gb_s` that of its memory, `sm` its
+    compute capability; None where unknown. The two rates only serve floors of time, so the fastest variant of
+    a card stands for all.
+    """
+
+    name: str
+    total_gib: float
+    bf16_tflops: float | None = None
+    bandwidth_gb_s: float | None = None
+    sm: tuple[int, int] | None = None
+
+
+# Rates: NVIDIA data sheets, without sparsity (GeForce: GA102 and Ada white papers, fp32 accumulation; 4090
+# and H200: its data sheet). Memory: the least that Unsloth's banner or torch's out-of-memory messages show
+# for the card in public logs; newer drivers leave a little less than older ones.
+CARDS: dict[str, Card] = {
+    # Ada white paper: 165.2 and 1008; seen 23.51 to 23.65
+    "rtx4090": Card("NVIDIA GeForce RTX 4090", 23.5, 165.2, 1008, (8, 9)),
+    # GA102 white paper: 71 and 936; seen 23.68, lowered to the 4090's for newer drivers
+    "rtx3090": Card("NVIDIA GeForce RTX 3090", 23.5, 71, 936, (8, 6)),
+    # A40 data sheet: 149.7 and 696; seen 44.34 to 44.55 (ECC on)
+    "a40": Card("NVIDIA A40", 44.3, 149.7, 696, (8, 6)),
+    # L4 data sheet: 242 with sparsity, so 121, and 300; seen 22.03 to 22.16 (ECC on)
+    "l4": Card("NVIDIA L4", 22.0, 121, 300, (8, 9)),
+    # A100 data sheet: 312 and 1555; seen 39.38 to 39.56
+    "a100_40": Card("NVIDIA A100 40GB", 39.3, 312, 1555, (8, 0)),
+    # A100 data sheet: 312 and 2039 (SXM); seen 79.14 to 79.25
+    "a100_80": Card("NVIDIA A100 80GB", 79.1, 312, 2039, (8, 0)),
+    # H100 data sheet, SXM: 1979 with sparsity, so 989, and 3350; seen 79.18
+    "h100": Card("NVIDIA H100 80GB", 79.1, 989, 3350, (9, 0)),
+    # H200 data sheet: 989 and 4.8 TB/s; seen 139.72 to 139.81
+    "h200": Card("NVIDIA H200", 139.7, 989, 4800, (9, 0)),
+}
+
+
+def card(text: str) -> Card:
+    """The card that `--gpu` names: a key of CARDS, or its memory in GiB ("24"). Raises UserError."""
+    key = text.strip().lower()
+    if key in CARDS:
+        return CARDS[key]
+    try:
+        gib = float(key.removesuffix("gib").removesuffix("gb"))
+    except ValueError:
+        near = difflib.get_close_matches(key, CARDS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(
+            f"no card {text!r}: {hint}Known cards: {', '.join(CARDS)}; "
+            "or the card's memory in GiB, for example 24"
+        ) from None
+    if not (math.isfinite(gib) and gib > 0):
+        raise UserError(f"a card with {text} GiB: the memory must be above 0, for example 24")
+    return Card(f"{gib:g} GiB card", gib)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that a run would use. `cuda` is the highest CUDA version that `driver` supports."""
+
+    name: str
+    total_gib: float
+    free_gib: float
+    sm: tuple[int, int]
+    driver: str
+    cuda: tuple[int, int]
+
+    @property
+    def card(self) -> Card:
+        """As a card to plan for: the memory found here, and the rates of a card in CARDS that it is."""
+        words = re.findall(r"[a-z0-9]+", self.name.lower())
+        for key, known in CARDS.items():
+            model, _, size = key.removeprefix("rtx").partition("_")
+            if model in words and (not size or f"{size}gb" in words):
+                return replace(known, name=self.name, total_gib=self.total_gib, sm=self.sm)
+        return Card(self.name, self.total_gib, sm=self.sm)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """This machine as this process may use it. `no_gpu` says why `gpu` is None; RAM is what the container may
+    use.
+    """
+
+    gpu: Gpu | None
+    no_gpu: str | None
+    ram_gib: float
+    ram_available_gib: float
+    cpu_count: int
+
+    @property
+    def card(self) -> Card | None:
+        """The GPU as a card to plan for, None without one."""
+        return self.gpu.card if self.gpu else None
+
+
+def here() -> Hardware:
+    """The machine this runs on. Never raises for want of a GPU or a driver."""
+    gpu, no_gpu = _gpu()
+    total, available = _ram_gib()
+    return Hardware(gpu, no_gpu, total, available, _cpu_count())
+
+
+def disk_free_gib(path: str | Path) -> float:
+    """GiB free where `path` lies or would be created."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free / GIB
+
+
+def torch_build() -> tuple[str, str | None]:
+    """(version, CUDA version or None) of the installed torch, read from its version.py without importing it.
+
+    Raises UserError when torch is not installed.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise UserError("torch is not installed in this environment: run `make setup`")
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    values = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*= *'([^']*)'", text, re.MULTILINE))
+    return values["__version__"], values.get("cuda")
+
+
+def check(recipe_gpu: str | None, hardware: Hardware, torch_build: tuple[str, str | None]) -> list[str]:
+    """What keeps this machine from running a recipe made for `recipe_gpu` (null: any); empty when nothing
+    does.
+
+    Whether the memory suffices is `memory.plan`'s to say.
+    """
+    gpu, (torch, cuda) = hardware.gpu, torch_build
+    if gpu is None:
+        if recipe_gpu is None:
+            return []
+        problem = (
+            f"the recipe is made for {recipe_gpu}, but there is no NVIDIA GPU here ({hardware.no_gpu}): "
+            "run it on a machine with one, or take `--set gpu=null` to run on the CPU anyway"
+        )
+        return [problem]
+    problems = []
+    if gpu.sm < BF16_SM:
+        what = "bf16" if gpu.sm >= OLDEST_SM else "Unsloth"
+        limit = BF16_SM if gpu.sm >= OLDEST_SM else OLDEST_SM
+        problems.append(
+            f"{gpu.name} has compute capability {_dotted(gpu.sm)}, {what} needs {_dotted(limit)} or more: "
+            f"take a card of the Ampere generation or newer ({', '.join(CARDS)})"
+        )
+    if cuda is None:
+        problems.append(
+            f"{gpu.name} is here, but torch {torch} is a CPU build: install the CUDA build of the same "
+            f"version (this driver supports CUDA up to {_dotted(gpu.cuda)}), or set CUDA_VISIBLE_DEVICES= "
+            "(empty) and UNSLOTH_FORCE_CPU=1 to run on the CPU anyway"
+        )
+    elif (major := int(cuda.partition(".")[0])) > gpu.cuda[0]:
+        oldest = f"{OLDEST_DRIVER[major]} or newer" if major in OLDEST_DRIVER else f"one for CUDA {major}"
+        problems.append(
+            f"driver {gpu.driver} supports CUDA up to {_dotted(gpu.cuda)}, but torch {torch} is built for "
+            f"CUDA {cuda}, which needs driver {oldest}: take a machine (a pod) with a newer driver, or "
+            f"install the torch build for CUDA {gpu.cuda[0]}"
+        )
+    return problems
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _gpu() -> tuple[Gpu | None, str | None]:
+    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible, or why there is none.
+
+    NVML counts in PCI order and CUDA fastest first: on a machine with several kinds of cards, a UUID is
+    exact.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if visible is None else visible.split(",")[0].strip()
+    if first in ("", "-1", "NoDevFiles"):
+        return None, f"CUDA_VISIBLE_DEVICES is {visible!r}"
+    if os.name == "posix" and not any(map(os.path.exists, DRIVER_FILES)):
+        return None, "no NVIDIA driver is loaded"
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            return _ask(pynvml, first), None
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        return None, f"NVML says: {error}"
+
+
+def _ask(nvml: Any, device: str) -> Gpu:
+    handle = nvml.nvmlDeviceGetHandleByIndex(int(device)) if device.isdigit() else _by_uuid(nvml, device)
+    # Version 2 tells the driver's own share, which torch does not see either; drivers have it since 510.
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()  # 13000 is 13.0
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return Gpu(
+        name=nvml.nvmlDeviceGetName(handle),
+        total_gib=(memory.total - memory.reserved) / GIB,
+        free_gib=memory.free / GIB,
+        sm=(major, minor),
+        driver=nvml.nvmlSystemGetDriverVersion(),
+        cuda=(cuda // 1000, cuda % 1000 // 10),
+    )
+
+
+def _by_uuid(nvml: Any, uuid: str) -> Any:
+    """CUDA takes any unambiguous beginning of a UUID, NVML only the whole."""
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        if nvml.nvmlDeviceGetUUID(handle).startswith(uuid):
+            return handle
+    return nvml.nvmlDeviceGetHandleByUUID(uuid)
+
+
+def _ram_gib() -> tuple[float, float]:
+    """(total, available) GiB, within the memory limit of the container if it has one."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, available = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    meminfo = _read("/proc/meminfo")
+    if found := re.search(r"^MemAvailable: *(\d+) kB", meminfo, re.MULTILINE):
+        available = int(found[1]) * 1024  # counts the page cache that can be given back; sysconf does not
+    for limit, used, stat in CGROUPS:
+        bytes_limit = _read(limit).strip()
+        if bytes_limit.isdigit() and int(bytes_limit) < total:
+            total = int(bytes_limit)
+            cache = re.search(r"^(?:total_)?inactive_file (\d+)", _read(stat), re.MULTILINE)
+            held = int(_read(used).strip() or 0) - (int(cache[1]) if cache else 0)
+            available = max(0, min(available, total - held))
+    return total / GIB, available / GIB
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _cpu_count() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,307 @@
+"""The recipe: one YAML that says everything about a run, and the only home of its values.
+
+`load(name_or_path, overrides)` reads it strictly (YAML 1.2, unknown and duplicate keys are errors, every problem
+is reported together with file, line and path) and returns a frozen `Recipe`. Field names are the upstream ones
+wherever upstream has one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from toolkit import recipe_file
+from toolkit.errors import UserError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+StageName = Literal["sft", "dpo"]
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+# Stage fields that change what is seen or kept of a run, not its weights.
+WATCHING = {"logging_steps", "eval_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Architecture(Section):
+    """The six numbers a plan needs, so that it can be made offline; checked against the model's config at load.
+
+    `head_dim` is hidden_size / num_attention_heads where null (Gemma's is not).
+    """
+
+    num_hidden_layers: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    vocab_size: PositiveInt
+    head_dim: PositiveInt | None = None
+    tie_word_embeddings: bool = False
+
+
+class Model(Section):
+    """The base model. `path` is a Hub id or a folder, looked up beside the recipe first."""
+
+    path: str
+    revision: str | None
+    load_in_4bit: bool
+    trust_remote_code: bool = False
+    architecture: Architecture
+
+
+class Template(Section):
+    """How messages become text. `file` is a Jinja file beside the recipe, or "tokenizer" for the model's own."""
+
+    file: str
+    end_of_turn: str
+    pad_token: str
+
+
+class Lora(Section):
+    r: PositiveInt
+    lora_alpha: PositiveInt
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    use_rslora: bool
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+class TopK(Section):
+    column: str
+    rows: PositiveInt
+
+
+class Source(Section):
+    """One set of rows: a Hub id, or local files (.jsonl, .json, .csv, .parquet; a glob; a saved dataset's folder).
+
+    `rows_schema` names the schema where the columns alone do not tell it (`schema` in the YAML). Of several sets
+    `rows` takes that many rows of this one into the mix, or `weight` its share of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+    path: str
+    name: str | None = None
+    data_dir: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    rows_schema: Annotated[str | None, Field(alias="schema")] = None
+    filter: str | None = None
+    top_k: TopK | None = None
+    rows: PositiveInt | None = None
+    weight: PositiveFloat | None = None
+
+
+class Stage(Section):
+    """What both stages have: which rows, how they are cut, and how the optimizer walks over them.
+
+    `group_by_length` puts rows of like length into a batch: less padding, in an order fixed by the seed.
+    """
+
+    datasets: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
+    eval_datasets: Annotated[tuple[Source, ...], Field(strict=False)]
+    eval_rows: Annotated[int, Field(ge=0)]
+    deduplicate: bool
+    max_rows: PositiveInt | None
+    max_dropped_fraction: Fraction
+    system_turn: Literal["keep", "merge"]
+    max_length: Annotated[int, Field(ge=8)]
+    overlong: Literal["cut", "drop"]
+    group_by_length: bool
+    num_train_epochs: PositiveFloat
+    max_steps: PositiveInt | None
+    effective_batch_size: PositiveInt
+    per_device_eval_batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    max_grad_norm: NonNegativeFloat
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
+    logging_steps: PositiveInt
+    eval_steps: PositiveInt | None
+    save_steps: PositiveInt
+    save_total_limit: PositiveInt
+
+    @model_validator(mode="after")
+    def _held_out_rows_are_named_once(self) -> Stage:
+        if self.eval_steps and not (self.eval_datasets or self.eval_rows):
+            raise ValueError(
+                "eval_steps is set but eval_datasets is empty and eval_rows is 0: nothing to evaluate"
+            )
+        if self.eval_datasets and self.eval_rows:
+            raise ValueError("eval_datasets and eval_rows are both set: take one source of held-out rows")
+        return self
+
+    @model_validator(mode="after")
+    def _all_sets_of_a_mix_have_a_weight_or_none(self) -> Stage:
+        weights = [source.weight is not None for source in self.datasets]
+        if any(weights) and not (all(weights) and len(weights) > 1):
+            raise ValueError("datasets: a weight is a share of a mix, so give one to each of several sets")
+        if any(source.weight is not None for source in self.eval_datasets):
+            raise ValueError("eval_datasets: held-out sets are not mixed, so they take no weight")
+        return self
+
+
+class Sft(Stage):
+    """`packing` fills each sequence of `max_length` with several rows (GPU only; the CPU backend pads)."""
+
+    packing: bool
+
+
+class Dpo(Stage):
+    beta: PositiveFloat
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    precompute_ref_batch_size: PositiveInt
+
+
+class Compare(Section):
+    """Prompts answered side by side, and `questions`: rows {messages, answer} that measure correct answers."""
+
+    prompts: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    questions: str | None
+    system: str | None
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    do_sample: bool
+    temperature: PositiveFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+
+
+class Memory(Section):
+    """How the card's memory is spent; `auto` is worked out by `memory.plan` and can be pinned by copying it here.
+
+    `alloc_conf` goes to the allocator variable that the installed torch reads, before torch is imported.
+    `budget_gib` is what a run may allocate. `checkpoint_layers` decoder layers recompute their activations.
+    `per_device_train_batch_size` rows (pairs in DPO) go through the model at once; accumulation follows from the
+    stage's `effective_batch_size`. `loss_chunk_gib` bounds the logits that exist at one time.
+    """
+
+    alloc_conf: str
+    budget_gib: Literal["auto"] | PositiveFloat
+    checkpoint_layers: Literal["auto", "all", "none"] | Annotated[int, Field(ge=0)]
+    per_device_train_batch_size: Literal["auto"] | PositiveInt
+    loss_chunk_gib: Literal["auto"] | PositiveFloat
+
+
+class Recipe(Section):
+    """Everything that shapes a run. `gpu` names the card it is made for; null runs without one."""
+
+    description: str
+    gpu: str | None
+    seed: Annotated[int, Field(ge=0)]
+    model: Model
+    template: Template
+    lora: Lora
+    memory: Memory
+    sft: Sft | None
+    dpo: Dpo | None
+    compare: Compare
+
+    _file: Path = PrivateAttr(default=Path("recipe.yaml"))
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Recipe:
+        if self.sft is None and self.dpo is None:
+            raise ValueError("neither sft nor dpo is set: a recipe needs at least one stage")
+        micro, layers = self.memory.per_device_train_batch_size, self.memory.checkpoint_layers
+        for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
+            if stage and micro != "auto" and stage.effective_batch_size % micro:
+                raise ValueError(
+                    f"{name}.effective_batch_size {stage.effective_batch_size} is not a multiple of "
+                    f"memory.per_device_train_batch_size {micro}: accumulation must be whole"
+                )
+        if isinstance(layers, int) and layers > self.model.architecture.num_hidden_layers:
+            raise ValueError(f"memory.checkpoint_layers {layers} is more than the model's layers")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self._file.stem
+
+    def stage(self, stage: StageName) -> Sft | Dpo:
+        """The section of a stage. Raises UserError when the recipe has none."""
+        section = self.sft if stage == "sft" else self.dpo
+        if section is None:
+            other = "dpo" if stage == "sft" else "sft"
+            raise UserError(
+                f"recipe {self.name} has no {stage} stage (its {stage} is null); run `python run_{other}.py "
+                f"--recipe {self.name}` instead, or write a {stage} section into {self._file}"
+            )
+        return section
+
+    def locate(self, path: str) -> str:
+        """A path of the recipe as this process can open it; a Hub id is returned as it is.
+
+        Looked up beside the recipe file first, then in the working directory; globs are allowed.
+        """
+        for folder in (self._file.parent, Path.cwd()):
+            if any(folder.glob(path)) if any(c in path for c in "*?[") else (folder / path).exists():
+                return str((folder / path).absolute())
+        return path
+
+    def to_yaml(self) -> str:
+        """The recipe with every value spelled out, loadable again."""
+        return recipe_file.dump(self.model_dump(mode="json", by_alias=True))
+
+    def trajectory(self, stage: StageName) -> dict[str, Any]:
+        """The values that shape the weights of a stage, by dotted path; DPO's include those of the SFT before it."""
+        sections = {"seed", "model", "template", "lora", "sft"} | ({"dpo"} if stage == "dpo" else set())
+        values = _flatten(self.model_dump(mode="json", by_alias=True, include=sections))
+        return {path: value for path, value in values.items() if path.split(".")[-1] not in WATCHING}
+
+
+def load(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Reads recipes/NAME.yaml or a path, applies `--set` overrides ("dotted.path=value"), validates strictly.
+
+    Raises UserError with every problem found: no such recipe, YAML syntax, unknown or misspelt keys, wrong types.
+    """
+    file = _find(name_or_path)
+    raw = recipe_file.read(file)
+    problems = [problem for override in overrides if (problem := recipe_file.override(raw, override))]
+    if problems:
+        raise UserError(*problems)
+    try:
+        recipe = Recipe.model_validate(recipe_file.plain(raw))
+    except ValidationError as error:
+        raise UserError(*recipe_file.explain(error, Recipe, raw, file, overrides)) from None
+    recipe._file = file
+    return recipe
+
+
+def _flatten(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        k: v for key, value in node.items() for k, v in _flatten(value, f"{path}.{key}".lstrip(".")).items()
+    }
+
+
+def names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+        path = Path(name_or_path)
+        if path.is_file():
+            return path.absolute()
+        raise UserError(f"no recipe file {name_or_path} (looked in {Path.cwd()})")
+    path = RECIPES / f"{name_or_path}.yaml"
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(name_or_path, names(), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(
+        f"no recipe {name_or_path!r}: {hint}Known recipes: {', '.join(names())}; a path ends in .yaml"
+    )

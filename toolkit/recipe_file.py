@@ -1,0 +1,161 @@
+"""Recipe files as text: YAML with line numbers, `--set` overrides, and errors that say where and what."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from toolkit.errors import UserError
+
+
+def dump(values: dict[str, Any]) -> str:
+    """The mapping as YAML text."""
+    stream = io.StringIO()
+    _yaml().dump(values, stream)
+    return stream.getvalue()
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt")
+    yaml.default_flow_style = False
+    yaml.width = 110
+    return yaml
+
+
+def read(file: Path) -> Any:
+    try:
+        raw = _yaml().load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{file}{where}: not valid YAML: {what}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: a recipe is a mapping of keys, got {type(raw).__name__}")
+    return raw
+
+
+def plain(node: Any) -> Any:
+    """The YAML tree without the round-trip types that carry its line numbers."""
+    if isinstance(node, dict):
+        return {str(key): plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def override(raw: Any, text: str) -> str | None:
+    """Applies one `--set dotted.path=value` to the raw mapping; returns what is wrong with it, if anything."""
+    dotted, equals, value_text = text.partition("=")
+    if not equals or not dotted:
+        return f"--set {text}: expected dotted.path=value, for example --set dpo.beta=0.2"
+    try:
+        value = _yaml().load(value_text)
+    except YAMLError as error:
+        return f"--set {text}: the value is not valid YAML: {getattr(error, 'problem', None) or error}"
+    node, keys = raw, dotted.split(".")
+    for depth, key in enumerate(keys):
+        here = ".".join(keys[:depth]) or "the recipe"
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                return f"--set {text}: {here} is a list of {len(node)}; {key!r} is none of its positions"
+            key = int(key)  # type: ignore[assignment]
+        elif not isinstance(node, dict):
+            return f"--set {text}: {here} is {node!r}, which has no key {key!r}"
+        elif not last and key not in node:
+            return f"--set {text}: {here} has no key {key!r}{_near(key, list(node))}"
+        if last:
+            node[key] = value
+        else:
+            node = node[key]
+    return None
+
+
+def _near(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+
+
+def explain(
+    error: ValidationError, schema: type[BaseModel], raw: Any, file: Path, overrides: tuple[str, ...]
+) -> list[str]:
+    """One line a problem, in the order of the file; the missing keys of a section share theirs."""
+    overridden = {override.partition("=")[0] for override in overrides}
+    missing: dict[tuple[Any, ...], list[str]] = {}
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for problem in error.errors(include_url=False):
+        # pydantic adds the branch of a union ("constrained-int") to the path
+        loc = tuple(part for part in problem["loc"] if isinstance(part, int) or part.isidentifier())
+        if problem["type"] == "missing":
+            missing.setdefault(loc[:-1], []).append(str(loc[-1]))
+        else:
+            found.setdefault(loc, []).append(_what(problem, loc, schema))
+    lines = []
+    for loc, whats in found.items():
+        line, dotted = _line(raw, loc), ".".join(map(str, loc)) or "recipe"
+        where = f"--set {dotted}" if dotted in overridden else f"{file.name}:{line}: {dotted}"
+        lines.append((line, f"{where}: {'; or: '.join(whats)}"))
+    for loc, keys in missing.items():
+        line, section = _line(raw, loc), ".".join(map(str, loc)) or "the recipe"
+        lines.append(
+            (line, f"{file.name}:{line}: {section} lacks {', '.join(keys)}; every key is written out")
+        )
+    return [text for _, text in sorted(lines, key=lambda item: item[0])]
+
+
+def _what(problem: Any, loc: tuple[Any, ...], schema: type[BaseModel]) -> str:
+    got = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        section = _section_at(loc[:-1], schema)
+        known = [field.alias or name for name, field in section.model_fields.items()] if section else []
+        return f"unknown key{_near(str(loc[-1]), known)}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message if isinstance(got, (dict, list)) else f"got {got!r}: {message}"
+
+
+def _section_at(loc: tuple[Any, ...], section: type[BaseModel]) -> type[BaseModel] | None:
+    """The section class that a path of keys leads to."""
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(str(part))
+        if field is None:
+            return None
+        inner = _models_in(field.annotation)
+        if not inner:
+            return None
+        section = inner[0]
+    return section
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _line(raw: Any, loc: tuple[Any, ...]) -> int:
+    """Line of a path in the YAML, or of its nearest parent that the file holds."""
+    line, node = 1, raw
+    for part in loc:
+        position = getattr(node, "lc", None)
+        if position is None:
+            break
+        try:
+            line = (position.key(part) if isinstance(node, dict) else position.item(part))[0] + 1
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            break
+    return line

@@ -1,0 +1,182 @@
+"""runs/<recipe>/<stage>/: where a run writes, and what there is whole.
+
+Whatever says "done" is written to a temporary name and renamed; an adapter counts only with its mark, which is
+written last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import UserError
+
+MARK = "complete.json"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The directory of one run. `stage` is sft, dpo or compare."""
+
+    root: Path
+    recipe: str
+    stage: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.recipe / self.stage
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    def of(self, stage: str) -> RunDir:
+        """The directory of another stage of the same recipe."""
+        return RunDir(self.root, self.recipe, stage)
+
+    def start(self, trajectory: dict[str, Any], fresh: bool = False) -> Path | None:
+        """Makes the directory, or takes up an unfinished run of the same trajectory where it stopped.
+
+        With `fresh` an earlier run is moved aside, never deleted; returns where to. Raises UserError when it
+        cannot be written, or holds a run that was made otherwise, listing each field with both values.
+        """
+        if not fresh:
+            self._refuse_other(self._recorded(), trajectory)
+        try:
+            moved = self.move_aside() if fresh else None
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.manifest, {**self.read_manifest(), "trajectory": trajectory})
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run to {self.path}: {error.strerror}; choose --runs DIR"
+            ) from None
+        return moved
+
+    def is_finished(self, trajectory: dict[str, Any]) -> bool:
+        """Whether a whole adapter of this very run stands here. Raises UserError when one of another run does."""
+        self._refuse_other(self._recorded(), trajectory)
+        return self.finished_with() is not None
+
+    def move_aside(self) -> Path | None:
+        """Renames a directory that holds anything; None when there is nothing."""
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.path.stat().st_mtime))
+        number, target = 0, self.path.with_name(f"{self.stage}.{stamp}")
+        while target.exists():
+            number += 1
+            target = self.path.with_name(f"{self.stage}.{stamp}.{number}")
+        self.path.rename(target)
+        return target
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory for this process; the kernel lets go of it when the process dies, however it does.
+
+        Raises UserError naming the process and host that hold it.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            stream = (self.path.parent / f".{self.stage}.lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run to {self.path}: {error.strerror}; choose --runs DIR"
+            ) from None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+                raise UserError(
+                    f"{self.path} is in use by {holder}: wait for it, or choose --runs DIR"
+                ) from None
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+            yield
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What is recorded of the run; {} before its start."""
+        try:
+            return json.loads(self.manifest.read_text())  # type: ignore[no-any-return]
+        except (OSError, ValueError):
+            return {}
+
+    def _recorded(self) -> dict[str, Any] | None:
+        return self.read_manifest().get("trajectory")
+
+    def _refuse_other(self, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+        if before is None:
+            return
+        changed = [
+            f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
+            for field in sorted(before.keys() | now.keys())
+            if before.get(field) != now.get(field)
+        ]
+        if changed:
+            what = "a finished" if self.finished_with() else "an unfinished"
+            raise UserError(
+                f"{self.path} holds {what} {self.stage} run that was made otherwise; --fresh moves it aside "
+                f"and starts again, --runs DIR keeps both. Changed: {'; '.join(changed)}"
+            )
+
+    def finished_with(self) -> dict[str, Any] | None:
+        """What the completion mark of the adapter records, or None while there is no whole adapter."""
+        mark = self.adapter / MARK
+        return json.loads(mark.read_text()) if mark.is_file() else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or none: temporary name, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, whole or not at all; NaN and infinity become null."""
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same tree with NaN and infinities as None: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
