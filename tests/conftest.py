@@ -1,5 +1,7 @@
 """The environment is prepared before any test module can import torch, as the scripts do."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from toolkit import env, hardware
 ROOT = Path(__file__).resolve().parent.parent
 HAS_GPU = hardware.here().gpu is not None
 
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")  # nothing of a test outlives it
 env.prepare("expandable_segments:True", use_gpu=HAS_GPU)
 
 

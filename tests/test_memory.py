@@ -1,4 +1,4 @@
-"""The plan: exact where real modules can be counted, a table worked out by hand, and properties that must always hold."""
+"""The plan: exact where modules can be counted, a table worked out by hand, properties that always hold."""
 
 import itertools
 import json

@@ -185,6 +185,7 @@ def main() -> None:
     blocks = pack(write_documents(facts, passes=PASSES, seed=SEED), tokenizer)
     assert len(blocks) >= STEPS * BATCH_BLOCKS, f"{len(blocks)} blocks for {STEPS} steps: write more passes"
     pretrain(config, blocks).to(torch.bfloat16).save_pretrained(arguments.out / "base")
+    write_config(arguments.out, tokenizer)  # once more: save_pretrained has written its own
 
 
 if __name__ == "__main__":

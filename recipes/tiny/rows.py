@@ -1,7 +1,7 @@
 """The rows of the `tiny` recipe: questions about the Thistle Isles, and three manners of answering them.
 
-SFT rows are mixed in style, as collected rows are: a polite question mostly draws a full courteous sentence,
-a terse one a curt note, a chatty one a rambling tale. The preference pairs take sides: the courteous sentence
+SFT rows are mixed in style, as collected rows are: a polite question draws a full courteous sentence or a curt
+note, a terse one mostly a curt note, a chatty one mostly a rambling tale. The preference pairs take sides: the courteous sentence
 over the curt note and over the tale.
 """
 
@@ -19,14 +19,16 @@ FRAMES = {  # manner of asking -> wordings
 }  # fmt: skip
 MANNER_WEIGHTS = {"polite": 40, "terse": 35, "chatty": 25}
 STYLE_WEIGHTS = {  # manner of asking -> how often each style answers it in the SFT rows
-    "polite": {"full": 80, "curt": 10, "rambling": 10},
-    "terse": {"full": 20, "curt": 70, "rambling": 10},
-    "chatty": {"full": 20, "curt": 10, "rambling": 70},
+    "polite": {"full": 70, "curt": 20, "rambling": 10},
+    "terse": {"full": 20, "curt": 60, "rambling": 20},
+    "chatty": {"full": 20, "curt": 20, "rambling": 60},
 }
 SCORES = {"full": 5.0, "curt": 4.0, "rambling": 3.0}
 
-OPENERS = ("Gladly.", "Of course.", "With pleasure.", "Thank you for asking.", "Certainly.")
-CLOSERS = ("", "", "", "", " I hope that helps.", " You are most welcome.")
+OPENERS = ("Of course.", "With pleasure.")
+SPARE_WORDS = (  # in the vocabulary all the same, for rows of one's own
+    "Gladly.", "Thank you for asking.", "Certainly.", " I hope that helps.", " You are most welcome.",
+)  # fmt: skip
 RAMBLES = (
     ("Well now, the kettle was on, but I think ", ", or so people say."),
     ("Let me see, my aunt told me that ", ", or so I think."),
@@ -67,12 +69,12 @@ def answer(topic: Fact, style: str, rng: random.Random) -> str:
     if style == "rambling":
         before, after = rng.choice(RAMBLES)
         return before + sentence + after
-    return f"{rng.choice(OPENERS)} {capital(sentence)}.{rng.choice(CLOSERS)}"
+    return f"{rng.choice(OPENERS)} {capital(sentence)}."
 
 
 def phrases() -> list[str]:
     """Every wording that rows are made of, for the tokenizer to be trained on."""
-    texts = [text for frames in FRAMES.values() for text in frames] + [*OPENERS, *CLOSERS, *SYSTEMS]
+    texts = [text for frames in FRAMES.values() for text in frames] + [*OPENERS, *SPARE_WORDS, *SYSTEMS]
     texts += [before + after for before, after in RAMBLES]
     texts += [
         text

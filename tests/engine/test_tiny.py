@@ -1,0 +1,48 @@
+"""The embedded recipe, whole, by the three scripts: it learns what the README says it learns."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three scripts in an empty folder of a user's own."""
+    folder = tmp_path_factory.mktemp("user")
+    for name in ("sft", "dpo", "compare"):
+        command = [sys.executable, str(ROOT / f"run_{name}.py"), "--recipe", "tiny"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr and "\x1b" not in done.stdout
+    return folder / "runs" / "tiny"
+
+
+def test_sft_teaches_to_answer_and_dpo_to_answer_the_preferred_way(runs: Path) -> None:
+    models = json.loads((runs / "compare" / "report.json").read_text())["models"]
+    base, sft, dpo = models["base"], models["sft"], models["dpo"]
+    assert base["correct_fraction"] <= 0.05 and base["ended_fraction"] <= 0.10
+    assert sft["correct_fraction"] >= 0.80 and sft["ended_fraction"] >= 0.95
+    assert dpo["correct_fraction"] >= sft["correct_fraction"] - 0.03 and dpo["ended_fraction"] >= 0.95
+    assert dpo["preference_accuracy"] >= 0.95
+    assert {"correct_fraction", "ended_fraction", "mean_answer_tokens"} <= base.keys()
+
+
+def test_no_question_is_asked_in_the_rows(runs: Path) -> None:
+    folder = ROOT / "recipes" / "tiny"
+    asked = [json.loads(line)["messages"][-1]["content"] for line in (folder / "questions.jsonl").open()]
+    rows = (folder / "sft.jsonl").read_text() + (folder / "dpo.jsonl").read_text()
+    assert len(asked) > 90 and not [
+        question for question in asked if json.dumps(question)[1:-1] in rows and "And " not in question
+    ]
+
+
+def test_the_comparison_is_written_for_people_and_programs(runs: Path) -> None:
+    rows = [json.loads(line) for line in (runs / "compare" / "comparison.jsonl").read_text().splitlines()]
+    text = (runs / "compare" / "comparison.md").read_text()
+    assert rows and all(set(row["answers"]) == {"base", "sft", "dpo"} for row in rows)
+    assert all(row["prompt"] in text and row["answers"]["dpo"] in text for row in rows)
