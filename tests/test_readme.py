@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,11 @@ SCRIPTS = [command for command in COMMANDS if command.startswith("python run_")]
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
-def test_a_script_is_called_as_it_can_be(command: str) -> None:
+def test_a_script_is_called_as_it_can_be(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)[1:]
-    words += ["--help"] if "compare" in words[0] else [] if "--plan" in words else ["--plan"]
+    if "--preview" not in words:
+        words += ["--help"] if "compare" in words[0] else [] if "--plan" in words else ["--plan"]
+    words += ["--runs", str(tmp_path)]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if "compare" in words[0]:

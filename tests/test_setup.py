@@ -233,8 +233,6 @@ def test_no_secret_stands_in_a_set_up_file(name: str) -> None:
 # Recipes ---------------------------------------------------------------------------------------------------
 
 EXPLAINED = ("lora", "memory", "sft", "dpo")
-# Its numbers were tuned on data made for it: there is no outside source to name beside each.
-OWN_WORDS = {"tiny"}
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -246,7 +244,7 @@ def test_recipe_loads(name: str) -> None:
     assert loaded.template.file == "tokenizer" or (recipe.RECIPES / loaded.template.file).is_file()
 
 
-@pytest.mark.parametrize("name", sorted(set(recipe.names()) - OWN_WORDS))
+@pytest.mark.parametrize("name", recipe.names())
 def test_every_value_of_a_recipe_has_its_reason_beside_it(name: str) -> None:
     lines = text(f"recipes/{name}.yaml").splitlines()
     values = YAML().load(text(f"recipes/{name}.yaml"))

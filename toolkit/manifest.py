@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def describe(recipe: Recipe, machine: Hardware, environment: Environment) -> dic
         "cpu_count": machine.cpu_count,
         "allocator": environment.to_dict(),
     }
+
+
+def now() -> str:
+    """This moment in UTC, the same text on every host."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def redacted(text: str) -> str:

@@ -73,7 +73,7 @@ class RunDir:
         try:
             moved = self.move_aside() if fresh else None
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.manifest, {**self.read_manifest(), "trajectory": trajectory})
+            self.record({"trajectory": trajectory})
         except OSError as error:
             raise UserError(
                 f"cannot write the run to {self.path}: {error.strerror}; choose --runs DIR"
@@ -123,6 +123,10 @@ class RunDir:
             stream.write(f"process {os.getpid()} on {socket.gethostname()}")
             stream.flush()
             yield
+
+    def record(self, facts: dict[str, Any]) -> None:
+        """Adds facts to the manifest."""
+        write_json(self.manifest, self.read_manifest() | facts)
 
     def read_manifest(self) -> dict[str, Any]:
         """What is recorded of the run; {} before its start."""

@@ -1,8 +1,8 @@
 """The rows of the `tiny` recipe: questions about the Thistle Isles, and three manners of answering them.
 
-SFT rows are mixed in style, as collected rows are: a polite question draws a full courteous sentence or a curt
-note, a terse one mostly a curt note, a chatty one mostly a rambling tale. The preference pairs take sides: the courteous sentence
-over the curt note and over the tale.
+SFT rows are mixed in style, as collected rows are: a polite question mostly draws a full courteous sentence, a
+terse one mostly a curt note, a chatty one mostly a rambling tale. The preference pairs take sides: the courteous
+sentence over the curt note and over the tale.
 """
 
 import random

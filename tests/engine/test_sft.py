@@ -39,6 +39,8 @@ def test_the_report_and_the_files_are_those_the_readme_names(sft: Stage) -> None
     assert [entry["step"] for entry in metrics if "loss" in entry] == [1, 2, 3, 4]
     assert {"loss", "learning_rate", "grad_norm", "tokens_per_second"} <= metrics[0].keys()
     assert any("eval_loss" in entry for entry in metrics)
+    made = json.loads(sft.run.manifest.read_text())
+    assert made["outcome"] == "finished" and made["num_steps"] == 4 and made["packages"]["unsloth"]
 
 
 def test_the_tuned_model_can_stop(sft: Stage) -> None:

@@ -65,7 +65,8 @@ def prove(trainer: Any, source: str, batch_size: int, console: Console) -> None:
         raise UserError(
             f"the DPO reference is not the policy that training starts from: on {len(chosen)} pairs the loss is "
             f"{loss:.4f} (due: ln 2 = {math.log(2):.4f} within {LOSS_TOLERANCE}) and the largest reward margin "
-            f"{margin:.4f} (due: 0 within {trainer.beta * MARGIN_NATS:g}). The reference was taken from {source}: was it replaced while this run was starting?"
+            f"{margin:.4f} (due: 0 within {trainer.beta * MARGIN_NATS:g}). "
+            f"The reference was taken from {source}: was it replaced while this run was starting?"
         )
     console.print(
         f"[green]the reference is the policy[/] ({source}): loss {loss:.6f} = ln 2, "

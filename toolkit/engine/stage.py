@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 
-from toolkit import env
+from toolkit import env, hardware, manifest
 from toolkit.engine import checkpoints, data, model, probe, recompute, vram
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
@@ -61,6 +61,11 @@ def _run(
         console.print(f"[dim]the run that was there is now {moved}[/]")
     checkpoint = checkpoints.latest(run.checkpoints, console)
     write_text(run.path / "recipe.resolved.yaml", recipe.to_yaml())
+    described = manifest.describe(recipe, hardware.here(), env.require_prepared())
+    run.record(
+        described
+        | {"outcome": "running", "started": manifest.now(), "resumed_from": checkpoint and checkpoint.name}
+    )
     set_seed(recipe.seed)
 
     console.print(f"[dim]loading {recipe.model.path}[/]")
@@ -104,6 +109,7 @@ def _run(
     model.save_adapter(loaded, run, {"trajectory": recipe.trajectory(name), "num_steps": report["num_steps"]})
     report["wall_seconds"] = time.perf_counter() - started
     write_json(run.report, report)
+    run.record({"outcome": "finished", "ended": manifest.now(), "num_steps": report["num_steps"]})
     return report
 
 
