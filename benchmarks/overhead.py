@@ -52,7 +52,12 @@ def run_bare(base: Path, rows: Path, steps: int, out: Path) -> dict[str, float]:
 
 
 def run_toolkit(steps: int, out: Path) -> dict[str, float]:
-    settings = (f"sft.max_steps={steps}", "sft.save_steps=100000", "sft.eval_datasets=[]")
+    settings = (
+        f"sft.max_steps={steps}",
+        "sft.save_steps=100000",
+        "sft.eval_datasets=[]",
+        "sft.group_by_length=false",
+    )
     overrides = [word for setting in settings for word in ("--set", setting)]
     seconds = _timed([sys.executable, ROOT / "run_sft.py", "--recipe", "tiny", "--runs", out, *overrides])
     metrics = [json.loads(line) for line in (out / "tiny/sft/metrics.jsonl").read_text().splitlines()]
