@@ -42,7 +42,9 @@ def test_a_finished_run_of_other_values_is_refused_with_both_values(run: RunDir)
 def test_an_unfinished_run_goes_on_and_fresh_moves_it_aside_and_deletes_nothing(run: RunDir) -> None:
     run.start({"seed": 1})
     (run.path / "metrics.jsonl").write_text("0")
+    assert run.start({"seed": 2}) is None, "nothing is trained yet, so it may still change"
     assert run.start({"seed": 1}) is None and (run.path / "metrics.jsonl").read_text() == "0"
+    (run.checkpoints / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(UserError, match="an unfinished sft run that was made otherwise"):
         run.start({"seed": 2})
     kept = []

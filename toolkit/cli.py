@@ -102,6 +102,7 @@ def start(stage: StageName, doc: str) -> Job | None:
             f"{stage} of {recipe.name} is finished: {run.adapter}; --fresh moves it aside and starts again"
         )
         return None
+    run.starting_adapter(recipe.sft is not None)  # a missing one is said before torch is loaded
     prepare(recipe, machine, console, plan)
     show_plan(recipe, stage, plan, console)
     return Job(recipe, plan, run, console, arguments.fresh)

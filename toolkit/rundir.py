@@ -139,8 +139,8 @@ class RunDir:
         return self.read_manifest().get("trajectory")
 
     def _refuse_other(self, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-        if before is None:
-            return
+        if before is None or not (self.finished_with() or any(self.checkpoints.glob("checkpoint-*"))):
+            return  # nothing was trained yet: there is nothing to lose
         changed = [
             f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
             for field in sorted(before.keys() | now.keys())
@@ -152,6 +152,21 @@ class RunDir:
                 f"{self.path} holds {what} {self.stage} run that was made otherwise; --fresh moves it aside "
                 f"and starts again, --runs DIR keeps both. Changed: {'; '.join(changed)}"
             )
+
+    def starting_adapter(self, has_sft: bool) -> Path | None:
+        """Where the policy starts: DPO continues the recipe's own SFT adapter; None for a fresh LoRA.
+
+        Raises UserError, with the command that makes it, when it is due and not there.
+        """
+        if self.stage != "dpo" or not has_sft:
+            return None
+        sft = self.of("sft")
+        if sft.finished_with() is None:
+            raise UserError(
+                f"DPO continues the SFT adapter and there is none in {sft.adapter}: run `python run_sft.py --recipe "
+                f"{self.recipe}` first, or `--set sft=null` for DPO on the model itself"
+            )
+        return sft.adapter
 
     def finished_with(self) -> dict[str, Any] | None:
         """What the completion mark of the adapter records, or None while there is no whole adapter."""

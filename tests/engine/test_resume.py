@@ -138,6 +138,7 @@ def test_what_shapes_the_weights_may_not_change_on_the_way(
     monkeypatch.setattr(stage.data, "prepare", stop)
     with pytest.raises(Stop):
         run_stage(tiny(), "sft", tmp_path)
+    (tmp_path / "tiny" / "sft" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"sft.learning_rate: .* then, 0.5 now"):
         run_stage(tiny("sft.learning_rate=0.5"), "sft", tmp_path)
     with pytest.raises(Stop):

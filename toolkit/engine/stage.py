@@ -14,7 +14,6 @@ from toolkit import env, hardware, manifest
 from toolkit.engine import checkpoints, data, model, probe, recompute, vram
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
-from toolkit.errors import UserError
 from toolkit.length_groups import grouped_by_length
 from toolkit.memory import Plan
 from toolkit.recipe import Recipe, StageName
@@ -38,7 +37,6 @@ def run(
     Raises UserError for whatever the user can mend and Interrupted after a signal; nothing in the run directory
     looks finished then.
     """
-    _starting_adapter(recipe, name, run)  # a missing one is said before anything is written
     stop = StopOnSignal(console)
     with run.locked(), stop.listening():
         return _run(recipe, name, plan, run, console, build, fresh, stop)
@@ -55,7 +53,7 @@ def _run(
     stop: StopOnSignal,
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    stage, starting_adapter = recipe.stage(name), _starting_adapter(recipe, name, run)
+    stage, starting_adapter = recipe.stage(name), run.starting_adapter(recipe.sft is not None)
     moved = run.start(recipe.trajectory(name), fresh)
     if moved:
         console.print(f"[dim]the run that was there is now {moved}[/]")
@@ -111,19 +109,6 @@ def _run(
     write_json(run.report, report)
     run.record({"outcome": "finished", "ended": manifest.now(), "num_steps": report["num_steps"]})
     return report
-
-
-def _starting_adapter(recipe: Recipe, name: StageName, run: RunDir) -> Any:
-    """Where the policy starts: DPO continues the recipe's own SFT adapter; None for a fresh LoRA."""
-    if name == "sft" or recipe.sft is None:
-        return None
-    sft = run.of("sft")
-    if sft.finished_with() is None:
-        raise UserError(
-            f"DPO continues the SFT adapter and there is none in {sft.adapter}: "
-            f"run `python run_sft.py --recipe {recipe.name}` first, or `--set sft=null` for DPO on the model itself"
-        )
-    return sft.adapter
 
 
 def _report(
