@@ -194,13 +194,17 @@ def _choose(recipe: Recipe, stage: StageName, phases: Phases, budget: float) -> 
 
 
 def _largest_max_length(recipe: Recipe, stage: StageName, phases: Phases, budget: float) -> int:
-    choices = _Choices.of(recipe, stage, LONGEST)  # so long a row goes alone, unless the batch is pinned
-    micro = choices.batches[-1]
-    frugal = Settings(
-        micro, recipe.stage(stage).effective_batch_size // micro, choices.layers[-1], choices.chunks[-1]
-    )
+    effective = recipe.stage(stage).effective_batch_size
+
+    def too_long(max_length: int) -> bool:
+        choices = _Choices.of(recipe, stage, max_length)
+        layers, chunk = choices.layers[-1], choices.chunks[-1]
+        # A batch without accumulation has no copy of gradients, so the smallest is not always the most frugal.
+        frugal = [Settings(micro, effective // micro, layers, chunk) for micro in choices.batches]
+        return all(phases.peak(settings, max_length) > budget for settings in frugal)
+
     # The range begins at 1, so the index of the first that is too long is the length before it.
-    return bisect.bisect_left(range(1, LONGEST + 1), True, key=lambda n: phases.peak(frugal, n) > budget)
+    return bisect.bisect_left(range(1, LONGEST + 1), True, key=too_long)
 
 
 def _step_seconds(recipe: Recipe, card: Card, settings: Settings, tokens: int) -> float | None:
