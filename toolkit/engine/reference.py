@@ -20,8 +20,8 @@ from toolkit.errors import UserError
 
 REF_ADAPTER = "ref"  # TRL's name for it
 LOSS_TOLERANCE = 1e-3
-# Of the log-ratio of a pair. Equal weights should give exactly 0; one run on the tiny recipe was 0.07 off, in bf16, for a
-# reason that was not found. A loss off ln 2 by LOSS_TOLERANCE stops the run whatever the pairs say.
+# Of the log-ratio of a pair. Equal weights should give exactly 0; one run on the tiny recipe was 0.07 off, in bf16,
+# for a reason that was not found. A loss off ln 2 by LOSS_TOLERANCE stops the run whatever the pairs say.
 MARGIN_NATS = 0.25
 
 
