@@ -16,7 +16,7 @@ def main() -> None:
         return
     from toolkit.engine import dpo  # imports torch: only once there is something to run
 
-    cli.finish(dpo.run(job.recipe, job.plan, job.run, job.console, job.fresh), job)
+    cli.finish(dpo.run(job), job)
 
 
 if __name__ == "__main__":

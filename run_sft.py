@@ -16,7 +16,7 @@ def main() -> None:
         return
     from toolkit.engine import sft  # imports torch: only once there is something to run
 
-    cli.finish(sft.run(job.recipe, job.plan, job.run, job.console, job.fresh), job)
+    cli.finish(sft.run(job), job)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HAS_GPU = hardware.here().gpu is not None
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")  # nothing of a test outlives it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a worker: the tiny model gains little from a second
 env.prepare("expandable_segments:True", use_gpu=HAS_GPU)
 
 

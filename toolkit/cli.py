@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,11 @@ from rich.table import Table
 
 from toolkit import env, hardware, memory, sets
 from toolkit.errors import Interrupted, UserError
+from toolkit.job import Job
 from toolkit.recipe import Recipe, StageName, load
 from toolkit.rundir import RunDir
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a stage script hands to the engine."""
-
-    recipe: Recipe
-    plan: memory.Plan
-    run: RunDir
-    console: Console
-    fresh: bool
 
 
 def options(doc: str) -> argparse.ArgumentParser:

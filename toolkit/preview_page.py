@@ -2,23 +2,15 @@
 
 from html import escape
 
+from toolkit.page import document
 from toolkit.preview import Example, Part, Piece, Preview
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --quiet: #5d6670; --line: #d9dee3; --panel: #f6f8f9;
-  --masked: #5d6670; --masked-1: transparent; --masked-2: #e9edf0; --special: #d5dbe1;
-  --trained: #0b3d1e; --trained-1: #c9efd5; --trained-2: #aee3bf; --end: #2f8f54; --end-ink: #fff;
-  --bad: #b3261e; --good: #1f7a45; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e4e8eb; --quiet: #98a2ab; --line: #30363c;
-  --panel: #1b1f23; --masked: #98a2ab; --masked-1: transparent; --masked-2: #252b30; --special: #39424a;
-  --trained: #d6f7e1; --trained-1: #174a2b; --trained-2: #1f5d37; --end: #49b874; --end-ink: #08140c;
-  --bad: #ff8a80; --good: #6fd396; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 78rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; margin: .5rem 0 0; }
-h2 { font-size: 1.05rem; margin: 0; }
-p { margin: .25rem 0; }
+:root { --masked: #5d6670; --masked-1: transparent; --masked-2: #e9edf0; --special: #d5dbe1;
+  --trained: #0b3d1e; --trained-1: #c9efd5; --trained-2: #aee3bf; --end: #2f8f54; --end-ink: #fff; }
+@media (prefers-color-scheme: dark) { :root { --masked: #98a2ab; --masked-1: transparent; --masked-2: #252b30;
+  --special: #39424a; --trained: #d6f7e1; --trained-1: #174a2b; --trained-2: #1f5d37; --end: #49b874;
+  --end-ink: #08140c; } }
 .about, .size { color: var(--quiet); font-size: .9rem; }
 .legend { position: sticky; top: 0; padding: .6rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
 article { margin: 1.5rem 0; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem; }
@@ -46,17 +38,13 @@ b.special { background: var(--end); color: var(--end-ink); font-size: .78rem; pa
 def page(preview: Preview) -> str:
     """The whole file."""
     about = "".join(f'<p class="about">{escape(line)}</p>' for line in preview.about)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(preview.title)}</title><style>{STYLE}</style></head><body>\n"
+    body = (
         f"<h1>{escape(preview.title)}</h1>{about}\n"
         '<p class="legend"><b>trained</b> <b class="special">&lt;|end|&gt;</b> counts in the loss \u00b7 '
         '<i>masked</i> <i class="special">&lt;|start|&gt;</i> is only read</p>\n'
         + "\n".join(map(_article, preview.examples))
-        + "\n</body></html>\n"
     )
+    return document(preview.title, body, STYLE)
 
 
 def _article(example: Example) -> str:

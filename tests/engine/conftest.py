@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from toolkit import memory
+from toolkit.job import Job
 from toolkit.recipe import Recipe, load
 from toolkit.rundir import RunDir
 
@@ -45,7 +46,7 @@ def run_stage(recipe: Recipe, stage: str, runs: Path) -> Stage:
 
     engine: Any = importlib.import_module(f"toolkit.engine.{stage}")
     run, console = RunDir(runs, recipe.name, stage), Console(record=True, width=200, quiet=False)
-    report = engine.run(recipe, memory.plan(recipe, stage, None, 16), run, console)  # type: ignore[arg-type]
+    report = engine.run(Job(recipe, memory.plan(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
     return Stage(recipe, run, report, console)
 
 

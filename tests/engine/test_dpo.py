@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.engine.conftest import Stage, run_stage, tiny
-from toolkit.engine import data, dpo, log_probs, model, reference, stage
+from toolkit.engine import data, dpo, log_probs, model, reference
 from toolkit.errors import UserError
+from toolkit.job import Job
 from toolkit.memory import plan
 from toolkit.rundir import RunDir
 
@@ -139,8 +141,10 @@ def test_the_policy_is_the_sft_adapter_bit_for_bit_when_training_begins(
     recipe = tiny()
     with pytest.raises(Stop):
         dpo.run(
-            recipe,
-            plan(recipe, "dpo", None, 16),
-            RunDir(runs_with_sft, "tiny", "dpo"),
-            stage.Console(quiet=True),
+            Job(
+                recipe,
+                plan(recipe, "dpo", None, 16),
+                RunDir(runs_with_sft, "tiny", "dpo"),
+                Console(quiet=True),
+            )
         )

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 
 from toolkit.engine import data, generate, log_probs, model
 from toolkit.engine.progress import bar
-from toolkit.engine.quiet import quiet
 from toolkit.errors import UserError
 from toolkit.prompts import as_messages, is_correct, read_questions
 from toolkit.recipe import Recipe
@@ -41,9 +38,7 @@ def run(recipe: Recipe, run: RunDir, prompts: list[str], console: Console) -> di
     stages = [section for section in (recipe.sft, recipe.dpo) if section]
     console.print(f"[dim]loading {recipe.model.path}[/]")
     loaded = model.load(recipe, max(section.max_length for section in stages))
-    with quiet():
-        for name, folder in adapters.items():
-            loaded.model = _with_adapter(loaded.model, name, folder)
+    model.load_adapters(loaded, adapters)
 
     asked = [as_messages(recipe, prompt) for prompt in prompts]
     everything = asked + [question["messages"] for question in questions]
@@ -53,7 +48,7 @@ def run(recipe: Recipe, run: RunDir, prompts: list[str], console: Console) -> di
         begun = time.perf_counter()
         with (
             bar(console, f"{name}: {len(everything)} answers", len(everything)) as advance,
-            _switched_to(loaded.model, name),
+            model.switched_to(loaded.model, name),
         ):
             answers[name] = generate.answer(loaded, everything, recipe.compare, recipe.seed, advance)
         measured = answers[name][len(asked) :] if questions else answers[name]
@@ -82,20 +77,6 @@ def run(recipe: Recipe, run: RunDir, prompts: list[str], console: Console) -> di
     return report
 
 
-def _with_adapter(base: Any, name: str, folder: Path) -> Any:
-    if isinstance(base, PeftModel):
-        base.load_adapter(str(folder), adapter_name=name)
-        return base
-    return PeftModel.from_pretrained(base, str(folder), adapter_name=name)
-
-
-def _switched_to(peft_model: Any, name: str) -> AbstractContextManager[Any]:
-    if name == "base":
-        return peft_model.disable_adapter()  # type: ignore[no-any-return]
-    peft_model.set_adapter(name)
-    return nullcontext()
-
-
 def _measures(answers: list[generate.Answer], questions: list[dict[str, Any]]) -> dict[str, Any]:
     correct = [
         is_correct(answer.text, question) for answer, question in zip(answers, questions, strict=False)
@@ -118,7 +99,7 @@ def _preference_accuracy(
     for name in ("dpo", "sft" if "sft" in adapters else "base"):
         with (
             bar(console, f"{name}: log-probs of {len(rows)} held-out pairs", 2 * len(rows)) as advance,
-            _switched_to(loaded.model, name),
+            model.switched_to(loaded.model, name),
         ):
             chosen, rejected = log_probs.pairs(loaded.model, rows, loaded.tokenizer.pad_token_id, advance)
         margins[name] = chosen - rejected

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from trl import DPOConfig, DPOTrainer
 
 from toolkit import trainer_args
 from toolkit.engine import data, model, oom, reference, stage
 from toolkit.engine.checkpoints import DurableCheckpoints
 from toolkit.engine.pieces import OutOfMemoryRecovery
-from toolkit.memory import Plan
-from toolkit.recipe import Recipe
-from toolkit.rundir import RunDir
+from toolkit.job import Job
+from toolkit.recipe import Dpo
 
 
 class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):  # type: ignore[misc]
@@ -26,24 +24,26 @@ class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer): 
         return dataset
 
 
-def run(recipe: Recipe, plan: Plan, run: RunDir, console: Console, fresh: bool = False) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Trains the DPO stage; see `stage.run`. Stops before the first step unless the reference is the policy."""
-    dpo = recipe.stage("dpo")
+    return stage.run(job, build)
 
-    def build(loaded: model.Loaded, prepared: data.Prepared, run: RunDir, console: Console) -> DPOTrainer:
-        with model.keep_float32(loaded.model):
-            trainer = TokenisedDPOTrainer(
-                model=loaded.model,
-                ref_model=None,
-                args=DPOConfig(**trainer_args.dpo(recipe, plan.settings, run.checkpoints)),
-                train_dataset=prepared.train,
-                eval_dataset=prepared.eval,
-                processing_class=loaded.tokenizer,
-                recovery=oom.Recovery(run.path / oom.EVENTS, console),
-            )
-        source = str(run.of("sft").adapter) if recipe.sft else recipe.model.path
-        fitting = reference.precompute(trainer, dpo.precompute_ref_batch_size, console)
-        reference.prove(trainer, source, fitting, console)
-        return trainer
 
-    return stage.run(recipe, "dpo", plan, run, console, build, fresh)
+def build(job: Job, loaded: model.Loaded, prepared: data.Prepared) -> DPOTrainer:
+    """The trainer, ready to train, its reference computed and proved."""
+    recipe, console = job.recipe, job.console
+    assert isinstance(job.section, Dpo)
+    with model.keep_float32(loaded.model):
+        trainer = TokenisedDPOTrainer(
+            model=loaded.model,
+            ref_model=None,
+            args=DPOConfig(**trainer_args.dpo(recipe, job.plan.settings, job.run.checkpoints)),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.eval,
+            processing_class=loaded.tokenizer,
+            recovery=oom.Recovery(job.run.path / oom.EVENTS, console),
+        )
+    source = str(job.run.of("sft").adapter) if recipe.sft else recipe.model.path
+    fitting = reference.precompute(trainer, job.section.precompute_ref_batch_size, console)
+    reference.prove(trainer, source, fitting, console)
+    return trainer

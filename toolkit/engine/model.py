@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from unsloth import FastLanguageModel
 
@@ -173,6 +174,24 @@ def load_adapter(model: Any, folder: Path) -> None:
             f"the adapter in {folder} does not fit the recipe's lora.target_modules: "
             f"{len(absent)} weights absent, {len(result.unexpected_keys)} unknown; train SFT again with --fresh"
         )
+
+
+def load_adapters(loaded: Loaded, folders: dict[str, Path]) -> None:
+    """Puts saved adapters beside each other on one base, to be chosen by `switched_to`."""
+    with quiet():
+        for name, folder in folders.items():
+            if isinstance(loaded.model, PeftModel):
+                loaded.model.load_adapter(str(folder), adapter_name=name)
+            else:
+                loaded.model = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=name)
+
+
+def switched_to(peft_model: Any, name: str) -> AbstractContextManager[Any]:
+    """The model answers as the adapter `name` in the block, or as the "base" without any."""
+    if name == "base":
+        return peft_model.disable_adapter()  # type: ignore[no-any-return]
+    peft_model.set_adapter(name)
+    return nullcontext()
 
 
 def save_adapter(loaded: Loaded, run: RunDir, facts: dict[str, Any]) -> None:

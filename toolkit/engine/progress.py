@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from toolkit.engine.checkpoints import step_of
 from toolkit.rundir import finite, write_text
 
 SHOWN = (
@@ -44,8 +45,9 @@ def bar(console: Console, title: str, total: int | None) -> Iterator[Any]:
 class Metrics(TrainerCallback):
     """Writes every log of the Trainer to metrics.jsonl under its own names, and shows the main ones."""
 
-    def __init__(self, path: Path, console: Console, title: str, resumed_step: int = 0):
-        _forget_after(path, resumed_step)
+    def __init__(self, path: Path, console: Console, title: str, checkpoint: Path | None):
+        _forget_after(path, step_of(checkpoint) if checkpoint else 0)
+        self._checkpoint = checkpoint
         self._stream = path.open("a", encoding="utf-8", buffering=1)
         self._console = console
         self._title = title
@@ -54,6 +56,10 @@ class Metrics(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._last = (time.perf_counter(), state.num_input_tokens_seen or 0.0)
+        if self._checkpoint:
+            self._console.print(
+                f"[green]continuing at step {state.global_step:,} of {state.max_steps:,}[/] from {self._checkpoint}"
+            )
         if self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),

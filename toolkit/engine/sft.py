@@ -13,38 +13,34 @@ from toolkit import trainer_args
 from toolkit.engine import data, model, oom, stage
 from toolkit.engine.checkpoints import DurableCheckpoints
 from toolkit.engine.pieces import OutOfMemoryRecovery
-from toolkit.memory import Plan
-from toolkit.recipe import Recipe, Sft
-from toolkit.rundir import RunDir
+from toolkit.job import Job
+from toolkit.recipe import Sft
 
 
 class RecoveringSFTTrainer(DurableCheckpoints, OutOfMemoryRecovery, SFTTrainer):  # type: ignore[misc]
     """TRL's trainer, or Unsloth's on a GPU, that runs a micro-batch in pieces where it does not fit."""
 
 
-def run(recipe: Recipe, plan: Plan, run: RunDir, console: Console, fresh: bool = False) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Trains the SFT stage; see `stage.run`."""
+    return stage.run(job, build)
 
-    stage_recipe = recipe.stage("sft")
-    assert isinstance(stage_recipe, Sft)
 
-    def build(loaded: model.Loaded, prepared: data.Prepared, run: RunDir, console: Console) -> SFTTrainer:
-        train = (
-            packed(prepared.train, stage_recipe.max_length, console)
-            if stage_recipe.packing
-            else prepared.train
+def build(job: Job, loaded: model.Loaded, prepared: data.Prepared) -> SFTTrainer:
+    """The trainer, ready to train."""
+    assert isinstance(job.section, Sft)
+    train = prepared.train
+    if job.section.packing:
+        train = packed(train, job.section.max_length, job.console)
+    with model.keep_float32(loaded.model):
+        return RecoveringSFTTrainer(
+            model=loaded.model,
+            args=SFTConfig(**trainer_args.sft(job.recipe, job.plan.settings, job.run.checkpoints)),
+            train_dataset=train,
+            eval_dataset=prepared.eval,
+            processing_class=loaded.tokenizer,
+            recovery=oom.Recovery(job.run.path / oom.EVENTS, job.console),
         )
-        with model.keep_float32(loaded.model):
-            return RecoveringSFTTrainer(
-                model=loaded.model,
-                args=SFTConfig(**trainer_args.sft(recipe, plan.settings, run.checkpoints)),
-                train_dataset=train,
-                eval_dataset=prepared.eval,
-                processing_class=loaded.tokenizer,
-                recovery=oom.Recovery(run.path / oom.EVENTS, console),
-            )
-
-    return stage.run(recipe, "sft", plan, run, console, build, fresh)
 
 
 def packed(rows: Dataset, max_length: int, console: Console) -> Dataset:

@@ -2,94 +2,110 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import PrinterCallback, set_seed
 
 from toolkit import env, hardware, manifest
 from toolkit.engine import checkpoints, data, model, probe, recompute, vram
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
+from toolkit.errors import Interrupted
+from toolkit.job import Job
 from toolkit.length_groups import grouped_by_length
-from toolkit.memory import Plan
-from toolkit.recipe import Recipe, StageName
 from toolkit.rundir import RunDir, write_json, write_text
 
-# (loaded model, prepared data, run directory, console) -> a Trainer that is ready to train
-BuildTrainer = Callable[[model.Loaded, data.Prepared, RunDir, Console], Any]
+# (job, loaded model, prepared data) -> a Trainer that is ready to train
+BuildTrainer = Callable[[Job, model.Loaded, data.Prepared], Any]
 
 
-def run(
-    recipe: Recipe,
-    name: StageName,
-    plan: Plan,
-    run: RunDir,
-    console: Console,
-    build: BuildTrainer,
-    fresh: bool = False,
-) -> dict[str, Any]:
+def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
     """Trains one stage, or goes on where it stopped, and saves its adapter. Returns what report.json holds.
 
     Raises UserError for whatever the user can mend and Interrupted after a signal; nothing in the run directory
-    looks finished then.
+    looks finished then, and its manifest says why it ended.
     """
-    stop = StopOnSignal(console)
-    with run.locked(), stop.listening():
-        return _run(recipe, name, plan, run, console, build, fresh, stop)
+    stop = StopOnSignal(job.console)
+    with job.run.locked(), stop.listening():
+        starting_adapter = job.run.starting_adapter(job.recipe.sft is not None)
+        checkpoint = _start(job)
+        with _outcome(job.run):
+            return _train(job, build, starting_adapter, checkpoint, stop)
 
 
-def _run(
-    recipe: Recipe,
-    name: StageName,
-    plan: Plan,
-    run: RunDir,
-    console: Console,
-    build: BuildTrainer,
-    fresh: bool,
-    stop: StopOnSignal,
+def _start(job: Job) -> Path | None:
+    """Makes the run directory what it is to be, and says in it how the run is made. Returns where it goes on."""
+    moved = job.run.start(job.recipe.trajectory(job.stage), job.fresh)
+    if moved:
+        job.console.print(f"[dim]the run that was there is now {moved}[/]")
+    checkpoint = checkpoints.latest(job.run.checkpoints, job.console)
+    write_text(job.run.path / "recipe.resolved.yaml", job.recipe.to_yaml())
+    described = manifest.describe(job.recipe, hardware.here(), env.require_prepared())
+    job.run.record(
+        described
+        | {
+            "outcome": "running",
+            "reason": None,
+            "started": manifest.now(),
+            "ended": None,
+            "resumed_from": checkpoint and checkpoint.name,
+        }
+    )
+    return checkpoint
+
+
+@contextlib.contextmanager
+def _outcome(run: RunDir) -> Iterator[None]:
+    """Records how the block ended, whatever ends it but a kill."""
+    try:
+        yield
+    except BaseException as error:
+        outcome = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            run.record(
+                {
+                    "outcome": outcome,
+                    "reason": manifest.redacted(str(error)) or type(error).__name__,
+                    "ended": manifest.now(),
+                }
+            )
+        raise
+    run.record({"outcome": "finished", "ended": manifest.now()})
+
+
+def _train(
+    job: Job, build: BuildTrainer, starting_adapter: Path | None, checkpoint: Path | None, stop: StopOnSignal
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    stage, starting_adapter = recipe.stage(name), run.starting_adapter(recipe.sft is not None)
-    moved = run.start(recipe.trajectory(name), fresh)
-    if moved:
-        console.print(f"[dim]the run that was there is now {moved}[/]")
-    checkpoint = checkpoints.latest(run.checkpoints, console)
-    write_text(run.path / "recipe.resolved.yaml", recipe.to_yaml())
-    described = manifest.describe(recipe, hardware.here(), env.require_prepared())
-    run.record(
-        described
-        | {"outcome": "running", "started": manifest.now(), "resumed_from": checkpoint and checkpoint.name}
-    )
+    recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
     set_seed(recipe.seed)
 
     console.print(f"[dim]loading {recipe.model.path}[/]")
-    loaded = model.load(recipe, stage.max_length, plan.settings)
+    loaded = model.load(recipe, section.max_length, settings)
     for note in loaded.notes:
         console.print(f"[yellow]{note}[/]")
-    model.attach_lora(loaded, recipe, plan.settings, stage.max_length)
+    model.attach_lora(loaded, recipe, settings, section.max_length)
     if starting_adapter:
         model.load_adapter(loaded.model, starting_adapter)
-    model.check_disk(loaded, run, num_checkpoints=stage.save_total_limit + 1)  # one more while it rotates
-    prepared = data.prepare(recipe, name, loaded, console)
+    model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
+    prepared = data.prepare(recipe, job.stage, loaded, console)
     write_json(run.path / "data_report.json", prepared.report)
-    if stage.group_by_length:
-        order = grouped_by_length(prepared.train["length"][:], stage.effective_batch_size, recipe.seed)
+    if section.group_by_length:
+        order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
         prepared.train = prepared.train.select(order)
 
-    trainer = build(loaded, prepared, run, console)
+    trainer = build(job, loaded, prepared)
     trainer.remove_callback(PrinterCallback)
-    layers = recompute.Recompute(plan.settings.checkpoint_layers)
-    probed = probe.Probe(trainer, layers, plan.peak_gib, plan.items_gib["optimizer"])
-    resumed_step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    timeline, metrics = vram.Timeline(), Metrics(run.metrics, console, name, resumed_step)
+    layers = recompute.Recompute(settings.checkpoint_layers)
+    probed = probe.Probe(trainer, layers, job.plan.peak_gib, job.plan.items_gib["optimizer"])
+    timeline, metrics = vram.Timeline(), Metrics(run.metrics, console, job.stage, checkpoint)
     for callback in (layers, probed, timeline, metrics, stop):  # each relies on the ones before
         trainer.add_callback(callback)
-    if checkpoint:
-        console.print(f"[green]continuing at step {resumed_step}[/] from {checkpoint}")
     train_started = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -99,29 +115,29 @@ def _run(
             trainer.evaluate()
     finally:
         metrics.close()
-    report = _report(recipe, name, plan, trainer, loaded, train_seconds) | {
+    report = _report(job, trainer, loaded, train_seconds) | {
         "measured_peak_gib": timeline.peak_gib,
         "probe": probed.measured,
         "oom_events": trainer.recovery.events,
     }
-    model.save_adapter(loaded, run, {"trajectory": recipe.trajectory(name), "num_steps": report["num_steps"]})
+    model.save_adapter(
+        loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
+    )
     report["wall_seconds"] = time.perf_counter() - started
     write_json(run.report, report)
-    run.record({"outcome": "finished", "ended": manifest.now(), "num_steps": report["num_steps"]})
+    run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
     return report
 
 
-def _report(
-    recipe: Recipe, name: StageName, plan: Plan, trainer: Any, loaded: model.Loaded, train_seconds: float
-) -> dict[str, Any]:
+def _report(job: Job, trainer: Any, loaded: model.Loaded, train_seconds: float) -> dict[str, Any]:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     tokens = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
     last_eval = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
     return {
-        "stage": name,
+        "stage": job.stage,
         "outcome": "finished",
-        "recipe": recipe.name,
+        "recipe": job.recipe.name,
         "device": model.device_name(),
         "num_steps": trainer.state.global_step,
         "wall_seconds": None,
@@ -132,8 +148,8 @@ def _report(
         "eval": {
             key.removeprefix("eval_"): value for key, value in last_eval.items() if key.startswith("eval_")
         },
-        "settings": asdict(plan.settings),
-        "planned_peak_gib": plan.peak_gib,
+        "settings": asdict(job.plan.settings),
+        "planned_peak_gib": job.plan.peak_gib,
         "allocator": env.require_prepared().to_dict() | {"effective": vram.allocator_settings()},
         "notes": loaded.notes,
     }

@@ -1,0 +1,32 @@
+"""The frame of every HTML page that the toolkit writes: one file, dark and light, that asks nobody for anything."""
+
+from html import escape
+
+PALETTE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --quiet: #5d6670; --line: #d9dee3; --panel: #f6f8f9;
+  --accent: #0b5cad; --bad: #b3261e; --good: #1f7a45; --warn: #8a5a00; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e4e8eb; --quiet: #98a2ab; --line: #30363c;
+  --panel: #1b1f23; --accent: #7ab7f5; --bad: #ff8a80; --good: #6fd396; --warn: #e0b35a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 78rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; margin: .5rem 0 0; }
+h2 { font-size: 1.05rem; margin: 0; }
+p { margin: .25rem 0; }
+"""
+
+
+def document(title: str, body: str, style: str = "", head: str = "", scripts: bool = False) -> str:
+    """A whole page. `body` and `head` are HTML already; nothing is loaded from elsewhere, whatever they contain.
+
+    Only a page with `scripts` runs any, and then only those written into it.
+    """
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    if scripts:
+        policy += "; script-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{escape(title)}</title><style>{PALETTE}{style}</style>{head}</head><body>\n{body}\n</body></html>\n"
+    )
