@@ -30,10 +30,12 @@ COPY requirements-unsloth.txt ./
 RUN python -m pip install --no-deps -r requirements-unsloth.txt
 COPY requirements-gpu.txt ./
 RUN python -m pip install -c requirements.txt -r requirements-gpu.txt
+COPY requirements-optional.txt ./
+RUN python -m pip install -c requirements.txt -r requirements-optional.txt
 
 COPY recipes recipes
 COPY toolkit toolkit
-COPY run_sft.py run_dpo.py run_compare.py ./
+COPY run_*.py ./
 RUN ln -s /workspace/runs runs
 
 ENV HF_HOME=/workspace/huggingface \

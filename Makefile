@@ -16,7 +16,7 @@ PYTHON ?=
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check
-REQUIREMENTS := requirements.txt requirements-unsloth.txt requirements-gpu.txt requirements-dev.txt
+REQUIREMENTS := requirements.txt requirements-unsloth.txt requirements-gpu.txt requirements-optional.txt requirements-dev.txt
 INSTALLED := $(VENV)/.installed
 
 IN_RANGE := sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -80,6 +80,7 @@ $(INSTALLED): $(REQUIREMENTS)
 	$(PIP_INSTALL) -r requirements.txt
 	$(PIP_INSTALL) --no-deps -r requirements-unsloth.txt
 	@if [ "$(NVIDIA)" = yes ]; then set -x; $(PIP_INSTALL) -c requirements.txt -r requirements-gpu.txt; fi
+	$(PIP_INSTALL) -c requirements.txt -r requirements-optional.txt
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 
