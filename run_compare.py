@@ -9,12 +9,11 @@ Writes runs/<recipe>/compare/: comparison.md, comparison.jsonl, report.json.
 
 from pathlib import Path
 
-from rich.console import Console
-
 from toolkit import cli, hardware
 from toolkit.prompts import read_prompts
 from toolkit.recipe import load
 from toolkit.rundir import RunDir
+from toolkit.screen import Screen
 
 
 def main() -> None:
@@ -23,10 +22,11 @@ def main() -> None:
         "--prompts", type=Path, metavar="FILE", help="one prompt a line, instead of the recipe's"
     )
     arguments = parser.parse_args()
-    recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
+    recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
     prompts = read_prompts(recipe, arguments.prompts)
     cli.prepare(recipe, hardware.here(), console)
-    from toolkit.engine import compare  # imports torch: only once there is something to run
+    with cli.importing(console):
+        from toolkit.engine import compare  # imports torch: only once there is something to run
 
     run = RunDir(arguments.runs, recipe.name, "compare")
     compare.run(recipe, run, prompts, console)

@@ -14,7 +14,8 @@ def main() -> None:
     job = cli.start("dpo", __doc__)
     if job is None:
         return
-    from toolkit.engine import dpo  # imports torch: only once there is something to run
+    with cli.importing(job.console):
+        from toolkit.engine import dpo  # imports torch: only once there is something to run
 
     cli.finish(dpo.run(job), job)
 

@@ -14,7 +14,8 @@ def main() -> None:
     job = cli.start("sft", __doc__)
     if job is None:
         return
-    from toolkit.engine import sft  # imports torch: only once there is something to run
+    with cli.importing(job.console):
+        from toolkit.engine import sft  # imports torch: only once there is something to run
 
     cli.finish(sft.run(job), job)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from toolkit import env, hardware, memory, sets
+from toolkit import env, hardware, memory, runlog, sets, trackers
 from toolkit.errors import Interrupted, UserError
 from toolkit.job import Job
 from toolkit.recipe import Recipe, StageName, load
 from toolkit.rundir import RunDir
+from toolkit.screen import Screen, bar
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
 
@@ -37,6 +39,11 @@ def options(doc: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are written"
+    )
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="show warnings, errors and the last line only; log.txt has the rest",
     )
     return parser
 
@@ -65,7 +72,7 @@ def start(stage: StageName, doc: str) -> Job | None:
         "--if-present", action="store_true", help="do nothing when the recipe lacks this stage"
     )
     arguments = parser.parse_args()
-    console = Console(highlight=False)
+    console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
     recipe = load(arguments.recipe, tuple(arguments.set))
     if arguments.if_present and getattr(recipe, stage) is None:
         console.print(f"recipe {recipe.name} has no {stage} stage: nothing to do")
@@ -125,6 +132,7 @@ def prepare(
         problems.append(does_not_fit(recipe, plan))
     if plan:
         problems += sets.problems(recipe, plan.stage)
+        problems += trackers.problems(plan.stage, recipe.stage(plan.stage).report_to)
     if problems:
         raise UserError(*problems)
     loss_chunk_gib = plan.settings.loss_chunk_gib if plan else None
@@ -134,6 +142,13 @@ def prepare(
             f"[yellow]allocator: {environment.alloc_conf} from the exported {environment.alloc_source} "
             f"wins over the recipe's {recipe.memory.alloc_conf}[/]"
         )
+
+
+@contextmanager
+def importing(console: Console) -> Iterator[None]:
+    """Shows that the libraries are being loaded; it takes seconds, on a cold disk a minute."""
+    with bar(console, "loading PyTorch and Unsloth", None):
+        yield
 
 
 def does_not_fit(recipe: Recipe, plan: memory.Plan) -> str:
@@ -213,3 +228,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("\ninterrupted: nothing was saved as finished", style="yellow")
         sys.exit(EXIT_INTERRUPTED)
+    except Exception:
+        if runlog.LOG.path:
+            Console(stderr=True, highlight=False).print(
+                f"[bold red]a fault of ours;[/] what led to it is in {runlog.LOG.path}", soft_wrap=True
+            )
+        raise

@@ -26,7 +26,14 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 # Stage fields that change what is seen or kept of a run, not its weights.
-WATCHING = {"logging_steps", "eval_steps", "save_steps", "save_total_limit", "per_device_eval_batch_size"}
+WATCHING = {
+    "logging_steps",
+    "report_to",
+    "eval_steps",
+    "save_steps",
+    "save_total_limit",
+    "per_device_eval_batch_size",
+}
 
 
 class Section(BaseModel):
@@ -128,6 +135,7 @@ class Stage(Section):
     max_grad_norm: NonNegativeFloat
     optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
     logging_steps: PositiveInt
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)]
     eval_steps: PositiveInt | None
     save_steps: PositiveInt
     save_total_limit: PositiveInt

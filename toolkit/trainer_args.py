@@ -87,7 +87,7 @@ def _common(
         "save_strategy": "steps",
         "save_steps": stage.save_steps,
         "save_total_limit": stage.save_total_limit,
-        "report_to": "none",
+        "report_to": list(stage.report_to),  # engine/trackers.py says where they write
         "disable_tqdm": True,
         "train_sampling_strategy": "sequential"
         if stage.group_by_length

@@ -4,15 +4,14 @@ Import order is structure here: the environment must be prepared, then unsloth c
 import trl, because it patches trl's trainers.
 """
 
-import logging
-
 from toolkit import env
 
 env.require_prepared()
 
+from toolkit import runlog
 from toolkit.engine.quiet import quiet
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that this path never uses
+runlog.listen()
 with quiet():
     import unsloth  # noqa: F401
 
@@ -20,5 +19,5 @@ import datasets
 import transformers
 
 datasets.disable_progress_bars()
-transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+runlog.take_over()

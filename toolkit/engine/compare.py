@@ -17,6 +17,7 @@ from toolkit.prompts import as_messages, is_correct, read_questions
 from toolkit.recipe import Recipe
 from toolkit.report import comparison_markdown, show_comparison
 from toolkit.rundir import RunDir, write_json, write_text
+from toolkit.runlog import LOG
 
 ADAPTERS = ("sft", "dpo")
 
@@ -34,6 +35,7 @@ def run(recipe: Recipe, run: RunDir, prompts: list[str], console: Console) -> di
             f"run `python run_sft.py --recipe {recipe.name}` and `python run_dpo.py --recipe {recipe.name}` first"
         )
     run.move_aside()
+    LOG.open(run.log, console)
     questions = read_questions(recipe)
     stages = [section for section in (recipe.sft, recipe.dpo) if section]
     console.print(f"[dim]loading {recipe.model.path}[/]")

@@ -29,6 +29,7 @@ from toolkit.errors import UserError
 from toolkit.masking import Chat, Masking, PairIds
 from toolkit.reasons import Reason
 from toolkit.recipe import Recipe, StageName
+from toolkit.screen import bar
 from toolkit.selection import LEAKS, Selection, Step
 
 IDS = {"sft": ["input_ids", "labels"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"]}
@@ -65,7 +66,7 @@ def prepare(recipe: Recipe, name: StageName, loaded: Loaded, console: Console) -
     too few of their rows can be used.
     """
     stage = recipe.stage(name)
-    with console.status(f"preparing the {name} rows"):
+    with bar(console, f"preparing the {name} rows", None):
         sides = _sides(recipe, name, masking_of(recipe, name, loaded))
     train, held_out = sides["train"], sides.get("eval")
     _show_steps(train.steps, console)

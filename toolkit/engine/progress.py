@@ -1,113 +1,177 @@
-"""What a run shows and writes while it trains: metrics.jsonl, one line or one bar, nothing from the libraries."""
+"""What a run shows and writes while it trains: metrics.jsonl, and a live panel or one line an interval."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
 from transformers import TrainerCallback
 
-from toolkit.engine.checkpoints import step_of
+from toolkit import panel
+from toolkit.engine.checkpoints import PREFIX, step_of
+from toolkit.hardware import GIB
 from toolkit.rundir import finite, write_text
-
-SHOWN = (
-    ("loss", "loss", "{:.4f}"),
-    ("learning_rate", "lr", "{:.2e}"),
-    ("grad_norm", "grad norm", "{:.3g}"),
-    ("rewards/margins", "margin", "{:.3f}"),
-    ("rewards/accuracies", "accuracy", "{:.0%}"),
-    ("eval_loss", "eval loss", "{:.4f}"),
-    ("eval_rewards/margins", "eval margin", "{:.3f}"),
-    ("eval_rewards/accuracies", "eval accuracy", "{:.0%}"),
-    ("tokens_per_second", "tokens/s", "{:,.0f}"),
-)
-
-
-@contextlib.contextmanager
-def bar(console: Console, title: str, total: int | None) -> Iterator[Any]:
-    """A progress bar on a terminal; elsewhere one line at the start. Yields a function that advances it."""
-    if not console.is_terminal:
-        console.print(title)
-        yield lambda count=1: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count=1: progress.advance(task, count)
+from toolkit.runlog import OURS
+from toolkit.screen import REFRESH_PER_SECOND, is_live
+from toolkit.screen import bar as bar
 
 
 class Metrics(TrainerCallback):
-    """Writes every log of the Trainer to metrics.jsonl under its own names, and shows the main ones."""
+    """Writes every log of the Trainer to metrics.jsonl under its own names, and shows how the run goes.
+
+    Adds `tokens_per_second`, of the time in which it trained: evaluating and saving do not count.
+    """
 
     def __init__(self, path: Path, console: Console, title: str, checkpoint: Path | None):
-        _forget_after(path, step_of(checkpoint) if checkpoint else 0)
+        self._history = _forget_after(path, step_of(checkpoint) if checkpoint else 0)
         self._checkpoint = checkpoint
         self._stream = path.open("a", encoding="utf-8", buffering=1)
         self._console = console
         self._title = title
-        self._progress: Progress | None = None
-        self._last = (0.0, 0.0)
+        self._live: Live | None = None
+        self._state: panel.State | None = None
+        self._tokens = 0.0  # TRL counts from 0 in each process
+        self._since = self._step_ended = self._idle = 0.0
+        self._paused = False
+
+    # What the Trainer calls, in its order
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._last = (time.perf_counter(), state.num_input_tokens_seen or 0.0)
+        self._since = self._step_ended = time.perf_counter()
+        self._state = shown = panel.State(
+            self._title,
+            state.max_steps,
+            None if args.max_steps > 0 else args.num_train_epochs,
+            panel.Pace(state.global_step, self._since),
+        )
+        shown.step, shown.epoch = state.global_step, state.epoch or 0.0
         if self._checkpoint:
+            shown.saved_step = state.global_step
             self._console.print(
                 f"[green]continuing at step {state.global_step:,} of {state.max_steps:,}[/] from {self._checkpoint}"
             )
-        if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
+        for entry in self._history:
+            self._remember(entry)
+        if is_live(self._console):
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._draw,
+                refresh_per_second=REFRESH_PER_SECOND,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
-            self._progress = Progress(*columns, console=self._console, transient=True)
-            self._task = self._progress.add_task(
-                self._title, total=state.max_steps, completed=state.global_step
-            )
-            self._progress.start()
+            self._live.start()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._paused:
+            self._idle += time.perf_counter() - self._step_ended
+            self._paused = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._progress:
-            self._progress.update(self._task, completed=state.global_step)
+        assert self._state is not None
+        self._step_ended = time.perf_counter()
+        self._state.step, self._state.epoch = state.global_step, state.epoch or 0.0
+        self._state.pace.reached(state.global_step, self._step_ended)
+        if control.should_save and not control.should_evaluate:
+            self._state.doing = ("saving a checkpoint", 0, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "num_tokens" in logs and "loss" in logs:
-            now, before = (time.perf_counter(), logs["num_tokens"]), self._last
-            logs["tokens_per_second"] = (now[1] - before[1]) / max(now[0] - before[0], 1e-9)
-            self._last = now
+            now = time.perf_counter()
+            seconds = now - self._since - self._idle
+            logs["tokens_per_second"] = (logs["num_tokens"] - self._tokens) / max(seconds, 1e-9)
+            self._since, self._idle, self._tokens = now, 0.0, logs["num_tokens"]
         entry = finite({"step": state.global_step, **logs})
         self._stream.write(json.dumps(entry) + "\n")
-        shown = [f"{label} {style.format(logs[key])}" for key, label, style in SHOWN if key in logs]
-        if shown and not {"train_runtime"} & logs.keys():
-            self._console.print(
-                f"[dim]{self._title}[/] {state.global_step:>5}/{state.max_steps}  " + "  ".join(shown),
-                highlight=False,
-            )
+        self._remember(logs)
+        text = panel.line(state.global_step, state.max_steps, logs)
+        if text and "train_runtime" not in logs:
+            self._say(text, shown="eval_loss" in logs)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self._state is None:
+            return
+        self._paused = True
+        _, done, total = self._state.doing or ("", 0, None)
+        with contextlib.suppress(TypeError):  # a stream has no length
+            total = len(eval_dataloader)
+        self._state.doing = ("evaluating", done + 1, total)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._state is not None:
+            self._state.doing = ("saving a checkpoint", 0, None) if control.should_save else None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self._state is not None
+        self._state.doing, self._paused = None, True
+        if (Path(args.output_dir) / f"{PREFIX}{state.global_step}").is_dir():  # a full disk costs one
+            self._state.saved_step = state.global_step
+            self._say(f"checkpoint of step {state.global_step:,} saved", shown=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.close()
+        if self._state is not None and self._live is None:
+            return
+        if self._state is not None and (points := self._state.loss.points()):
+            steps, seconds = state.global_step, time.perf_counter() - self._state.pace.began
+            curve = panel.sparkline(points, panel.SPARKLINE).rstrip()
+            self._console.print(
+                f"[dim]{self._title}[/]  step {steps:,} of {state.max_steps:,} after {panel.duration(seconds)}  "
+                f"[dim]loss[/] [cyan]{curve}[/] {self._state.loss.first:.4g} → {self._state.loss.last:.4g}"
+            )
 
     def close(self) -> None:
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
+        """Takes the panel off the terminal, whatever ended the training."""
+        if self._live:
+            self._live.stop()
+            self._live = None
         self._stream.flush()
 
+    # What they show
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run does again, and one that a kill left half-written."""
+    def _draw(self) -> Any:
+        assert self._state is not None
+        return panel.draw(self._state, time.perf_counter(), *self._console.size)
+
+    def _remember(self, logs: dict[str, Any]) -> None:
+        if self._state is None or "loss" not in logs:
+            return
+        if not torch.cuda.is_available():
+            logs = {**logs, "ram_gib": psutil.Process().memory_info().rss / GIB}
+        numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
+        self._state.latest = numbers
+        for key, curve in (("loss", self._state.loss), ("rewards/margins", self._state.margin)):
+            if key in numbers:
+                curve.append(numbers[key])
+
+    def _say(self, text: str, shown: bool) -> None:
+        """A line; where the panel stands it goes to log.txt only, unless it is worth keeping on the screen."""
+        if self._live and not shown:
+            OURS.info("%s  %s", self._title, text)
+        else:
+            self._console.print(f"[dim]{self._title}[/]  {text}", highlight=False)
+
+
+def _forget_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines of steps that a resumed run does again, and one that a kill left half-written.
+
+    Returns the entries that stay.
+    """
     if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(ValueError):
-            if line and json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    write_text(path, "".join(kept))
+            if line and (entry := json.loads(line))["step"] <= step:
+                kept.append(entry)
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return kept

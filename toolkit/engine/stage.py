@@ -11,14 +11,16 @@ from typing import Any
 
 from transformers import PrinterCallback, set_seed
 
-from toolkit import env, hardware, manifest
-from toolkit.engine import checkpoints, data, model, probe, recompute, vram
+from toolkit import env, hardware, manifest, runlog
+from toolkit.engine import checkpoints, data, model, probe, recompute, trackers, vram
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
+from toolkit.engine.quiet import quiet
 from toolkit.errors import Interrupted
 from toolkit.job import Job
 from toolkit.length_groups import grouped_by_length
 from toolkit.rundir import RunDir, write_json, write_text
+from toolkit.screen import bar
 
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
 BuildTrainer = Callable[[Job, model.Loaded, data.Prepared], Any]
@@ -34,13 +36,14 @@ def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
     with job.run.locked(), stop.listening():
         starting_adapter = job.run.starting_adapter(job.recipe.sft is not None)
         checkpoint = _start(job)
-        with _outcome(job.run):
+        with _outcome(job.run), quiet():
             return _train(job, build, starting_adapter, checkpoint, stop)
 
 
 def _start(job: Job) -> Path | None:
     """Makes the run directory what it is to be, and says in it how the run is made. Returns where it goes on."""
     moved = job.run.start(job.recipe.trajectory(job.stage), job.fresh)
+    runlog.LOG.open(job.run.log, job.console)
     if moved:
         job.console.print(f"[dim]the run that was there is now {moved}[/]")
     checkpoint = checkpoints.latest(job.run.checkpoints, job.console)
@@ -65,6 +68,7 @@ def _outcome(run: RunDir) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        runlog.fault(error)
         outcome = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
             run.record(
@@ -85,11 +89,11 @@ def _train(
     recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
     set_seed(recipe.seed)
 
-    console.print(f"[dim]loading {recipe.model.path}[/]")
-    loaded = model.load(recipe, section.max_length, settings)
+    with bar(console, f"loading {recipe.model.path}", None):
+        loaded = model.load(recipe, section.max_length, settings)
+        model.attach_lora(loaded, recipe, settings, section.max_length)
     for note in loaded.notes:
         console.print(f"[yellow]{note}[/]")
-    model.attach_lora(loaded, recipe, settings, section.max_length)
     if starting_adapter:
         model.load_adapter(loaded.model, starting_adapter)
     model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
@@ -103,26 +107,26 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     layers = recompute.Recompute(settings.checkpoint_layers)
     probed = probe.Probe(trainer, layers, job.plan.peak_gib, job.plan.items_gib["optimizer"])
-    timeline, metrics = vram.Timeline(), Metrics(run.metrics, console, job.stage, checkpoint)
+    title = f"{job.stage} · {recipe.name}"
+    timeline, metrics = vram.Timeline(), Metrics(run.metrics, console, title, checkpoint)
     for callback in (layers, probed, timeline, metrics, stop):  # each relies on the ones before
         trainer.add_callback(callback)
     train_started = time.perf_counter()
-    try:
+    with contextlib.closing(metrics), trackers.attached(trainer, job, checkpoint):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.raise_if_received(trainer.state.global_step)
         train_seconds = time.perf_counter() - train_started
         if prepared.eval is not None:
             trainer.evaluate()
-    finally:
-        metrics.close()
     report = _report(job, trainer, loaded, train_seconds) | {
         "measured_peak_gib": timeline.peak_gib,
         "probe": probed.measured,
         "oom_events": trainer.recovery.events,
     }
-    model.save_adapter(
-        loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
-    )
+    with bar(console, "saving the adapter", None):
+        model.save_adapter(
+            loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
+        )
     report["wall_seconds"] = time.perf_counter() - started
     write_json(run.report, report)
     run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})

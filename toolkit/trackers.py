@@ -1,0 +1,31 @@
+"""Experiment trackers that a recipe's `report_to` asks for: whether they can be used, said before torch is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+INSTALL = "pip install -c requirements.txt -r requirements-optional.txt"
+
+
+def problems(stage: str, report_to: Sequence[str]) -> list[str]:
+    """What keeps the trackers from being used: a package that is not there, W&B without a key."""
+    missing = [name for name in report_to if find_spec(name) is None]
+    if missing:
+        return [
+            f"{stage}.report_to names {' and '.join(missing)}, which is not installed here: `{INSTALL}`, or "
+            f"--set {stage}.report_to=[]"
+        ]
+    return _wandb_problems(stage) if "wandb" in report_to else []
+
+
+def _wandb_problems(stage: str) -> list[str]:
+    import wandb  # half a second: only where it is asked for
+
+    settings = wandb.setup().settings
+    if settings.mode not in ("online", "run", None) or wandb.login(prompt=False):
+        return []
+    return [
+        f"{stage}.report_to names wandb and there is no key for {settings.base_url}: run `wandb login`, set "
+        "WANDB_API_KEY, or set WANDB_MODE=offline and `wandb sync` the run later"
+    ]
