@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,6 +224,7 @@ def run(main: Callable[[], None]) -> None:
             console.print(problem, markup=False, soft_wrap=True)
         sys.exit(EXIT_USER)
     except Interrupted as stopped:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would only interrupt the way out
         Console(stderr=True).print(str(stopped), style="yellow")
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:

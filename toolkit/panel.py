@@ -19,6 +19,7 @@ NOT_A_NUMBER = "?"
 CELL = 22  # columns that a label and its value take
 WIDEST = 100
 SPARKLINE = 40
+CTRL_C = 5  # columns left free: the terminal writes ^C there, twice, and would wrap a full line
 MOST_POINTS = 512  # of a curve in memory
 # Trainer's name, label, style; in this order.
 SHOWN = (
@@ -139,7 +140,7 @@ class State:
 
 def draw(state: State, now: float, width: int, height: int) -> RenderableType:
     """The panel, or one line where the terminal has no room for it."""
-    width = min(width - 3, WIDEST)  # the terminal writes ^C behind the last line: it must not wrap
+    width = min(width - CTRL_C, WIDEST)
     cells = _cells(state, now)
     across = max(1, (width - 4) // CELL)
     curves = [
@@ -164,6 +165,17 @@ def draw(state: State, now: float, width: int, height: int) -> RenderableType:
         width=width,
         border_style="dim",
     )
+
+
+def closing(state: State, now: float, width: int) -> Text:
+    """What stays of the panel when training ends: how far it came, and the curve of the loss."""
+    done = f"step {state.step:,} of {state.num_steps:,} after {duration(now - state.pace.began)}"
+    text = Text.assemble((state.title, "dim"), f"  {done}", overflow="ellipsis", no_wrap=True)
+    if points := state.loss.points():
+        ends = f" {state.loss.first:.4g} → {state.loss.last:.4g}"
+        room = min(SPARKLINE, width - len(text) - len("  loss ") - len(ends))
+        text.append("  loss ", "dim").append(sparkline(points, max(0, room)).rstrip(), "cyan").append(ends)
+    return text
 
 
 def line(step: int, num_steps: int, logs: dict[str, float]) -> str:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.control import Control
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -25,8 +27,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
-from toolkit.panel import duration
+from toolkit.panel import CTRL_C, duration
 from toolkit.runlog import OURS, listen
 
 WARNING, LOUD = "[yellow]", ("[yellow]", "[bold red]", "[bold green]")
@@ -110,6 +113,18 @@ def is_live(console: Console) -> bool:
     return console.is_interactive and not console.quiet and console.file.isatty()
 
 
+def live(console: Console, draw: Callable[[], RenderableType]) -> Live:
+    """A display that is drawn a few times a second, and leaves nothing behind when it is stopped."""
+    return Live(
+        console=console,
+        get_renderable=draw,
+        refresh_per_second=REFRESH_PER_SECOND,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
 @contextlib.contextmanager
 def bar(console: Console, title: str, total: int | None) -> Iterator[Callable[..., None]]:
     """Shows work in progress; yields a function that advances it by a count.
@@ -121,21 +136,22 @@ def bar(console: Console, title: str, total: int | None) -> Iterator[Callable[..
     if is_live(console):
         OURS.info("%s", title)
         columns = (
-            (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            (
+                BarColumn(),  # the one that gives way on a narrow terminal
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            )
             if total is not None
             else (TimeElapsedColumn(),)
         )
-        with Progress(
+        progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             *columns,
             console=console,
-            transient=True,
-            refresh_per_second=REFRESH_PER_SECOND,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        ) as progress:
-            task = progress.add_task(escape(title), total=total)
+        )
+        task = progress.add_task(escape(title), total=total)
+        with live(console, lambda: Constrain(progress.get_renderable(), console.width - CTRL_C)):
             yield lambda count=1: progress.advance(task, count)
         console.print(f"[dim]{escape(title)}: {duration(time.perf_counter() - started)}[/]")
         return

@@ -19,8 +19,8 @@ from toolkit.engine.checkpoints import PREFIX, step_of
 from toolkit.hardware import GIB
 from toolkit.rundir import finite, write_text
 from toolkit.runlog import OURS
-from toolkit.screen import REFRESH_PER_SECOND, is_live
 from toolkit.screen import bar as bar
+from toolkit.screen import is_live, live
 
 
 class Metrics(TrainerCallback):
@@ -60,14 +60,7 @@ class Metrics(TrainerCallback):
         for entry in self._history:
             self._remember(entry)
         if is_live(self._console):
-            self._live = Live(
-                console=self._console,
-                get_renderable=self._draw,
-                refresh_per_second=REFRESH_PER_SECOND,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
+            self._live = live(self._console, self._draw)
             self._live.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -119,15 +112,8 @@ class Metrics(TrainerCallback):
             self._say(f"checkpoint of step {state.global_step:,} saved", shown=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._state is not None and self._live is None:
-            return
-        if self._state is not None and (points := self._state.loss.points()):
-            steps, seconds = state.global_step, time.perf_counter() - self._state.pace.began
-            curve = panel.sparkline(points, panel.SPARKLINE).rstrip()
-            self._console.print(
-                f"[dim]{self._title}[/]  step {steps:,} of {state.max_steps:,} after {panel.duration(seconds)}  "
-                f"[dim]loss[/] [cyan]{curve}[/] {self._state.loss.first:.4g} → {self._state.loss.last:.4g}"
-            )
+        if self._live and self._state is not None:  # what stays of the panel
+            self._console.print(panel.closing(self._state, time.perf_counter(), self._console.width))
 
     def close(self) -> None:
         """Takes the panel off the terminal, whatever ended the training."""
