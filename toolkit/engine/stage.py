@@ -120,6 +120,8 @@ def _train(
         "probe": probed.measured,
         "oom_events": trainer.recovery.events,
     }
+    if job.stage == "dpo":
+        report["reference"] = trainer.reference
     model.save_adapter(
         loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
     )
