@@ -22,7 +22,9 @@ from toolkit.engine.reference_pass import COLUMNS, REF_ADAPTER, Pass, batch_of, 
 from toolkit.errors import UserError
 
 POLICY_ADAPTER = "default"
-MARGIN_TOLERANCE = 1e-3  # of a reward margin; the same batch gave exactly 0 wherever it was tried
+# The margins of the same batch were exactly 0 in 164 passes over 160 pairs in 18 processes, with one thread or two, on
+# idle and on busy cores. Another batch size alone moves a pair by up to 0.1 nats.
+MARGIN_TOLERANCE = 1e-3
 LOSS_TOLERANCE = 1e-3
 
 

@@ -35,9 +35,8 @@ from toolkit.engine.model import device_name
 CODE = ("reference_pass.py", "reference_cache.py")
 ENTRIES = 50  # the newest stay; 40,000 pairs take 0.3 MB
 BLOCK = 4096  # bytes that are summed into one number of a fingerprint
-_HEAD = struct.Struct(
-    "<4I"
-)  # pairs before this batch, pairs in it, pairs that fitted at once, CRC-32 of all the rest
+# Pairs before this batch, pairs in it, pairs that fitted at once, CRC-32 of these and the values.
+_HEAD = struct.Struct("<4I")
 
 
 @dataclass(frozen=True, eq=False)
