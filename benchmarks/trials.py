@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import trainer_args
-from toolkit.engine import dpo, model, oom, recompute, reference, sft, vram
+from toolkit.engine import dpo, model, oom, recompute, reference, reference_pass, sft, vram
 
 # The toolkit's engine imports unsloth, which must come before these.
 import torch  # isort: skip
@@ -113,7 +113,8 @@ class Bench:
                 return sft.RecoveringSFTTrainer(args=SFTConfig(**arguments), **common)
             arguments = trainer_args.dpo(recipe, settings, output) | {"max_steps": steps}
             trainer = dpo.TokenisedDPOTrainer(args=DPOConfig(**arguments), ref_model=None, **common)
-        reference.precompute(trainer, recipe.dpo.precompute_ref_batch_size, self._console)
+        reference_pass.precompute(trainer, recipe.dpo.precompute_ref_batch_size, self._console, anew=True)
+        reference.drop(trainer)
         return trainer
 
     def _stock(self, recipe: Recipe, stage: StageName, settings: Settings, steps: int) -> Any:

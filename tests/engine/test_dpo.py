@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from rich.console import Console
 
 from tests.engine.conftest import Stage, run_stage, tiny
-from toolkit.engine import data, dpo, log_probs, model, reference
+from toolkit.engine import data, dpo, log_probs, model, reference, reference_cache, reference_pass
 from toolkit.errors import UserError
 from toolkit.job import Job
 from toolkit.memory import plan
@@ -38,22 +39,52 @@ def test_without_an_sft_stage_the_model_itself_is_the_reference(tmp_path: Path) 
     assert done.report["loss_first"] == pytest.approx(math.log(2), abs=1e-3)
 
 
-def test_a_reference_that_is_not_the_policy_stops_the_run(
+def forget_the_copy(name: str, weight: torch.Tensor) -> None:
+    """What TRL up to 0.24 did: the base model is the reference."""
+    if "lora_B" in name:
+        weight.zero_()
+
+
+def move_one_weight_by_one_bit(name: str, weight: torch.Tensor) -> None:
+    if "layers.2.mlp.up_proj.lora_A" in name:
+        weight.view(-1)[3] = torch.nextafter(weight.view(-1)[3], torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "apart"), [(forget_the_copy, "28 of 56"), (move_one_weight_by_one_bit, "1 of 56")]
+)
+def test_a_reference_whose_weights_are_not_the_policys_stops_the_run(
+    spoil: Callable[[str, torch.Tensor], None],
+    apart: str,
+    runs_with_sft: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spoiled(model, *args):  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if f".{reference.REF_ADAPTER}." in name:
+                    spoil(name, parameter)
+        return prove_weights(model, *args)
+
+    prove_weights = reference.prove_weights
+    monkeypatch.setattr(reference, "prove_weights", spoiled)
+    with pytest.raises(UserError, match=f"the DPO reference is not the policy .* {apart} LoRA weights"):
+        run_stage(tiny(), "dpo", runs_with_sft)
+    assert not (runs_with_sft / "tiny" / "dpo" / "adapter").exists()
+
+
+def test_a_reference_pass_through_other_weights_than_those_proved_stops_the_run(
     runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forget_the_copy(trainer, *args):  # type: ignore[no-untyped-def]
-        """What TRL up to 0.24 did: the base model is the reference."""
-        with torch.no_grad():
-            for name, parameter in trainer.model.named_parameters():
-                if f".{reference.REF_ADAPTER}." in name and "lora_B" in name:
-                    parameter.zero_()
-        return precompute(trainer, *args)
-
-    precompute = reference.precompute
-    monkeypatch.setattr(reference, "precompute", forget_the_copy)
-    with pytest.raises(UserError, match="the DPO reference is not the policy"):
-        run_stage(tiny("dpo.beta=0.5"), "dpo", runs_with_sft)
+    """Here the adapter is switched off where the reference's should be on: the base computes the numbers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs_with_sft / "cache"))
+    monkeypatch.setattr(reference_pass, "use_adapter", lambda model, name: model.disable_adapter())
+    with pytest.raises(
+        UserError, match=r"the DPO reference is not the policy .* \(due: 0 within 0.001\), twice"
+    ):
+        run_stage(tiny(), "dpo", runs_with_sft)
     assert not (runs_with_sft / "tiny" / "dpo" / "adapter").exists()
+    assert not any(reference_cache.folder().iterdir()), "no other run shall find these numbers"
 
 
 def test_logged_loss_and_rewards_are_equation_7_of_rafailov_et_al(
@@ -81,7 +112,7 @@ def test_logged_loss_and_rewards_are_equation_7_of_rafailov_et_al(
     def watch(trainer, *args):  # type: ignore[no-untyped-def]
         trainers.append(trainer)
         trainer.add_callback(LogProbsBeforeEachStep())
-        prove(trainer, *args)
+        return prove(trainer, *args)
 
     monkeypatch.setattr(reference, "prove", watch)
     done = run_stage(recipe, "dpo", runs_with_sft)
@@ -125,7 +156,8 @@ def test_the_policy_is_the_sft_adapter_bit_for_bit_when_training_begins(
     class Stop(Exception):
         pass
 
-    def look(trainer, *args):  # type: ignore[no-untyped-def]
+    def look(trainer):  # type: ignore[no-untyped-def]
+        drop(trainer)
         saved = load_file(sft.run.adapter / "adapter_model.safetensors")
         policy = {
             name.replace(".default", ""): value
@@ -137,7 +169,8 @@ def test_the_policy_is_the_sft_adapter_bit_for_bit_when_training_begins(
         assert all(torch.equal(saved[name], policy[name]) for name in saved)
         raise Stop
 
-    monkeypatch.setattr(reference, "prove", look)
+    drop = reference.drop
+    monkeypatch.setattr(reference, "drop", look)
     recipe = tiny()
     with pytest.raises(Stop):
         dpo.run(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.engine.conftest import Stage, run_stage, tiny
 from toolkit import trainer_args
-from toolkit.engine import dpo, model, oom, pieces, recompute, reference, sft
+from toolkit.engine import dpo, model, oom, pieces, recompute, reference_pass, sft
 from toolkit.errors import UserError
 
 THREE_STEPS = ("sft.max_rows=48", "memory.per_device_train_batch_size=8")
@@ -225,14 +225,15 @@ def test_the_reference_pass_and_evaluation_of_dpo_halve_their_batches(
     runs_with_sft: Path, undisturbed_dpo: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Scarce(5, mode="eval").install(monkeypatch, dpo.DPOTrainer)
-    log_probs = reference._log_probs
+    log_probs = reference_pass.log_probs_of
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs_with_sft / "cache"))  # no log-probs from before
 
     def limited(trainer: Any, batch: Any) -> Any:
         if len(batch["input_ids"]) > 2 * 3:
             raise torch.OutOfMemoryError("CUDA out of memory. (injected)")
         return log_probs(trainer, batch)
 
-    monkeypatch.setattr(reference, "_log_probs", limited)
+    monkeypatch.setattr(reference_pass, "log_probs_of", limited)
     stage = run_stage(tiny(*THREE_DPO_STEPS), "dpo", runs_with_sft)
     assert_close(stage, undisturbed_dpo)
     actions = [event["action"] for event in events(stage)]

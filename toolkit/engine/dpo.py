@@ -17,8 +17,10 @@ from toolkit.recipe import Dpo
 class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):  # type: ignore[misc]
     """TRL's trainer on rows that masking.py has tokenised and cut; TRL itself accepts only text.
 
-    Runs a micro-batch in pieces where it does not fit.
+    Runs a micro-batch in pieces where it does not fit. `reference` is what the report says of the reference pass.
     """
+
+    reference: dict[str, Any]
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -44,6 +46,5 @@ def build(job: Job, loaded: model.Loaded, prepared: data.Prepared) -> DPOTrainer
             recovery=oom.Recovery(job.run.path / oom.EVENTS, console),
         )
     source = str(job.run.of("sft").adapter) if recipe.sft else recipe.model.path
-    fitting = reference.precompute(trainer, job.section.precompute_ref_batch_size, console)
-    reference.prove(trainer, source, fitting, console)
+    trainer.reference = reference.establish(trainer, source, job.section.precompute_ref_batch_size, console)
     return trainer

@@ -123,6 +123,8 @@ def _train(
         "probe": probed.measured,
         "oom_events": trainer.recovery.events,
     }
+    if job.stage == "dpo":
+        report["reference"] = trainer.reference
     with bar(console, "saving the adapter", None):
         model.save_adapter(
             loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
