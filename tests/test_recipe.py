@@ -34,6 +34,7 @@ def problems(*overrides: str, recipe: str = "tiny") -> str:
         ("dpo.max_length=true", "got True: Input should be a valid integer"),
         ("sft.datasets.7.path=x", "sft.datasets is a list of 1"),
         ("sft.datasets=[", "not valid YAML"),
+        ("sft.report_to=[tensorbord]", "'tensorboard' or 'wandb'"),
         ("sft.eval_rows=5", "eval_datasets and eval_rows are both set"),
         ("memory.per_device_train_batch_size=3", "accumulation must be whole"),
     ],
@@ -93,7 +94,13 @@ def test_paths_are_found_beside_the_recipe_first(tmp_path: Path, monkeypatch: py
 
 def test_the_trajectory_holds_what_shapes_the_weights_and_nothing_else() -> None:
     before = load("tiny").trajectory("dpo")
-    for override in ("dpo.logging_steps=3", "sft.save_steps=7", "compare.max_new_tokens=9", "description=x"):
+    for override in (
+        "dpo.logging_steps=3",
+        "sft.save_steps=7",
+        "dpo.report_to=[tensorboard, wandb]",
+        "compare.max_new_tokens=9",
+        "description=x",
+    ):
         assert load("tiny", (override,)).trajectory("dpo") == before
     for override in (
         "seed=1",

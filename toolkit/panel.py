@@ -170,11 +170,13 @@ def draw(state: State, now: float, width: int, height: int) -> RenderableType:
 def closing(state: State, now: float, width: int) -> Text:
     """What stays of the panel when training ends: how far it came, and the curve of the loss."""
     done = f"step {state.step:,} of {state.num_steps:,} after {duration(now - state.pace.began)}"
-    text = Text.assemble((state.title, "dim"), f"  {done}", overflow="ellipsis", no_wrap=True)
+    text = Text.assemble((state.title, "dim"), f"  {done}")
     if points := state.loss.points():
         ends = f" {state.loss.first:.4g} → {state.loss.last:.4g}"
         room = min(SPARKLINE, width - len(text) - len("  loss ") - len(ends))
-        text.append("  loss ", "dim").append(sparkline(points, max(0, room)).rstrip(), "cyan").append(ends)
+        if room >= 3:
+            text.append("  loss ", "dim").append(sparkline(points, room).rstrip(), "cyan").append(ends)
+    text.truncate(width, overflow="ellipsis")
     return text
 
 
@@ -232,4 +234,6 @@ def _line(state: State, now: float, width: int) -> Text:
     parts += [f"loss {state.latest['loss']:.4f}"] if "loss" in state.latest else []
     parts += [f"{duration(left)} left"] if left is not None else []
     parts += [state.doing[0]] if state.doing else []
-    return Text("  ".join(parts), no_wrap=True, overflow="ellipsis", end="")
+    text = Text("  ".join(parts))
+    text.truncate(width, overflow="ellipsis")
+    return text

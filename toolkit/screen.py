@@ -33,7 +33,7 @@ from toolkit.panel import CTRL_C, duration
 from toolkit.runlog import OURS, listen
 
 WARNING, LOUD = "[yellow]", ("[yellow]", "[bold red]", "[bold green]")
-REFRESH_PER_SECOND = 4
+SPINS_PER_SECOND = 4
 LOG_WIDTH = 110  # of tables and panels in log.txt; a line of text is never wrapped
 
 
@@ -113,12 +113,12 @@ def is_live(console: Console) -> bool:
     return console.is_interactive and not console.quiet and console.file.isatty()
 
 
-def live(console: Console, draw: Callable[[], RenderableType]) -> Live:
-    """A display that is drawn a few times a second, and leaves nothing behind when it is stopped."""
+def live(console: Console, draw: Callable[[], RenderableType], per_second: float) -> Live:
+    """A display that is drawn so often by a thread, and leaves nothing behind when it is stopped."""
     return Live(
         console=console,
         get_renderable=draw,
-        refresh_per_second=REFRESH_PER_SECOND,
+        refresh_per_second=per_second,
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,
@@ -151,7 +151,9 @@ def bar(console: Console, title: str, total: int | None) -> Iterator[Callable[..
             console=console,
         )
         task = progress.add_task(escape(title), total=total)
-        with live(console, lambda: Constrain(progress.get_renderable(), console.width - CTRL_C)):
+        with live(
+            console, lambda: Constrain(progress.get_renderable(), console.width - CTRL_C), SPINS_PER_SECOND
+        ):
             yield lambda count=1: progress.advance(task, count)
         console.print(f"[dim]{escape(title)}: {duration(time.perf_counter() - started)}[/]")
         return

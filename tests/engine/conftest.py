@@ -41,11 +41,11 @@ class Stage:
         return " ".join(self.console.export_text(clear=False).split())
 
 
-def run_stage(recipe: Recipe, stage: str, runs: Path) -> Stage:
+def run_stage(recipe: Recipe, stage: str, runs: Path, console: Console | None = None) -> Stage:
     import importlib
 
     engine: Any = importlib.import_module(f"toolkit.engine.{stage}")
-    run, console = RunDir(runs, recipe.name, stage), Console(record=True, width=200, quiet=False)
+    run, console = RunDir(runs, recipe.name, stage), console or Console(record=True, width=200, quiet=False)
     report = engine.run(Job(recipe, memory.plan(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
     return Stage(recipe, run, report, console)
 
