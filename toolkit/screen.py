@@ -126,11 +126,13 @@ def live(console: Console, draw: Callable[[], RenderableType], per_second: float
 
 
 @contextlib.contextmanager
-def bar(console: Console, title: str, total: int | None) -> Iterator[Callable[..., None]]:
+def bar(
+    console: Console, title: str, total: int | None, detail: Callable[[], str] = str
+) -> Iterator[Callable[..., None]]:
     """Shows work in progress; yields a function that advances it by a count.
 
     On a terminal a bar, or a spinner where `total` is None, and a line with its time when it is done; elsewhere one
-    line at the start.
+    line at the start. `detail` says, whenever it is drawn, what else is known.
     """
     started = time.perf_counter()
     if is_live(console):
@@ -151,9 +153,12 @@ def bar(console: Console, title: str, total: int | None) -> Iterator[Callable[..
             console=console,
         )
         task = progress.add_task(escape(title), total=total)
-        with live(
-            console, lambda: Constrain(progress.get_renderable(), console.width - CTRL_C), SPINS_PER_SECOND
-        ):
+
+        def draw() -> RenderableType:
+            progress.update(task, description=escape(f"{title} {detail()}".strip()))
+            return Constrain(progress.get_renderable(), console.width - CTRL_C)
+
+        with live(console, draw, SPINS_PER_SECOND):
             yield lambda count=1: progress.advance(task, count)
         console.print(f"[dim]{escape(title)}: {duration(time.perf_counter() - started)}[/]")
         return

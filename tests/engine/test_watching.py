@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import run_stage, tiny
-from toolkit.engine import progress, stage
+from toolkit.engine import hub, progress, stage
 from toolkit.engine.quiet import quiet
 from toolkit.errors import UserError
 from toolkit.runlog import LOG
 from toolkit.screen import Screen
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-STEPS = ("sft.max_steps=6", "sft.save_steps=2")
+STEPS = ("sft.max_steps=6", "sft.save_steps=2", "sft.eval_datasets=[]", "sft.eval_rows=8")
 
 
 class Terminal(io.StringIO):
@@ -143,6 +143,19 @@ def test_a_fault_leaves_the_terminal_clean_and_its_traceback_in_the_log(
     log = (tmp_path / "tiny" / "sft" / "log.txt").read_text()
     assert "[printed] a library's last words" in log
     assert "Traceback" in log and "RuntimeError: the device is gone" in log
+
+
+def test_how_much_of_a_model_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    blobs = tmp_path / "models--owner--name" / "blobs"
+    assert hub.fetching("tiny/base")() == ""
+    blobs.mkdir(parents=True)
+    (blobs / "before").write_bytes(b"x")
+    fetched = hub.fetching("owner/name")
+    assert fetched() == ""
+    with (blobs / "part.incomplete").open("wb") as stream:
+        stream.truncate(3 * 2**29)
+    assert fetched() == "(1.50 GiB fetched)"
 
 
 def test_what_is_printed_before_there_is_a_log_is_shown_when_it_fails(

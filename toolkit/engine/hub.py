@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from toolkit.errors import UserError
-from toolkit.hardware import disk_free_gib
+from toolkit.hardware import GIB, disk_free_gib
 from toolkit.recipe import Recipe
 
 HUB_ERRORS = (
@@ -34,6 +37,21 @@ HUB_ERRORS = (
     OSError,
 )
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".jinja")
+
+
+def fetching(repository: str) -> Callable[[], str]:
+    """A function that says how much of a repository has reached the cache since now, "" while that is nothing."""
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "blobs"
+
+    def size() -> float:
+        total = 0
+        for file in blobs.glob("*"):
+            with contextlib.suppress(OSError):  # renamed in this moment
+                total += file.stat().st_size
+        return total / GIB
+
+    before = size()
+    return lambda: f"({fetched:.2f} GiB fetched)" if (fetched := size() - before) >= 0.005 else ""
 
 
 def check_base(recipe: Recipe, path: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PrinterCallback, set_seed
 
 from toolkit import env, hardware, manifest, runlog
-from toolkit.engine import checkpoints, data, model, probe, recompute, trackers, vram
+from toolkit.engine import checkpoints, data, hub, model, probe, recompute, trackers, vram
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
 from toolkit.engine.quiet import quiet
@@ -89,7 +89,7 @@ def _train(
     recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
     set_seed(recipe.seed)
 
-    with bar(console, f"loading {recipe.model.path}", None):
+    with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.model.path)):
         loaded = model.load(recipe, section.max_length, settings)
         model.attach_lora(loaded, recipe, settings, section.max_length)
     for note in loaded.notes:
