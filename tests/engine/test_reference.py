@@ -225,8 +225,8 @@ def test_numbers_on_disk_that_this_machine_does_not_compute_are_computed_again(
     shutil.copytree(cache_of_whole, tmp_path / "cache")
     [path] = cache.glob("*.logps")
     kept, _ = decode(path.read_bytes(), 24)
-    moved = [Batch(batch.fitting, batch.chosen + np.float32(0.07), batch.rejected) for batch in kept]
-    path.write_bytes(b"".join(encode(batch, 4 * index) for index, batch in enumerate(moved)))
+    kept[-1] = Batch(4, kept[-1].chosen + np.float32(0.07), kept[-1].rejected)
+    path.write_bytes(b"".join(encode(batch, 4 * index) for index, batch in enumerate(kept)))
     again = run_stage(tiny(*PAIRS), "dpo", beside(sft, tmp_path))
     assert "found on disk are not those of the policy (largest margin 0.0070)" in again.shown
     assert again.report["reference"]["reused"] == 0
@@ -250,7 +250,7 @@ def test_the_proof_takes_the_batch_of_the_pass_though_the_memory_shrank_on_the_w
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference_pass, "log_probs_of", scarce)
         done = precompute(trainer, batch_size=8)
-    assert sizes[:4] == [8, 8, 4, 2] and len(done.first) == 8
+    assert sizes[:4] == [8, 8, 4, 2] and list(map(len, done.ends)) == [8, 2]
     proof = reference.prove(trainer, done)
     assert proof.holds and proof.margin == 0
     before = values(trainer)

@@ -30,7 +30,7 @@ LOSS_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Proof:
-    """The policy on the pairs of one batch against their reference: loss, and the largest reward margin."""
+    """The policy on some pairs against their reference: the loss farthest from ln 2, the largest reward margin."""
 
     pairs: int
     loss: float
@@ -44,8 +44,8 @@ class Proof:
 def establish(trainer: Any, source: str, batch_size: int, console: Console) -> dict[str, Any]:
     """Attaches the reference log-probs to the trainer's rows, proves that they are the policy's, drops the adapter.
 
-    Proved are the weights, bit for bit, and then the numbers: the first batch of the pass goes through the policy as
-    it went through the reference. Numbers of equal weights that differ are computed once more, and not taken from
+    Proved are the weights, bit for bit, and then the numbers: batches of the pass go through the policy as they
+    went through the reference. Numbers of equal weights that differ are computed once more, and not taken from
     disk. Returns the report's {pairs, reused, seconds}. Raises UserError when the reference is not the policy;
     `source` is the adapter that both were taken from. Uses up no random numbers.
     """
@@ -97,24 +97,28 @@ def prove_weights(model: Any, source: str) -> int:
 
 
 def prove(trainer: Any, done: Pass) -> Proof:
-    """Runs the first batch of the pass through the policy, batched and padded as the pass had it.
+    """Runs the first and the last batch of the pass through the policy, batched and padded as the pass had them.
 
-    Elsewhere in a batch, or beside longer pairs, the same pair comes out up to 0.1 nats apart in bf16; in the same
-    batch equal weights give equal bits. Nothing of it reaches the logs.
+    In another batch, or beside longer pairs, the same pair comes out up to 0.1 nats apart in bf16; in the same batch
+    equal weights give equal bits. Nothing of it reaches the logs.
     """
-    batch = batch_of(trainer, trainer.train_dataset, done.first)
-    chosen, rejected = log_probs_of(trainer, batch)
-    ratios = chosen - batch[COLUMNS[0]], rejected - batch[COLUMNS[1]]
-    margin = trainer.beta * (ratios[0] - ratios[1]).abs().max().item()
+    margins, losses = [], []
     logged, tokens = trainer._metrics, trainer._total_train_tokens
     trainer._metrics = {mode: defaultdict(list) for mode in logged}
     try:
-        # As `train()` will run it: there accelerate wraps the model's forward in this autocast, here nothing has yet.
-        with torch.no_grad(), trainer.accelerator.autocast():
-            loss = trainer.compute_loss(trainer.model, batch).item()
+        for indices in done.ends:
+            batch = batch_of(trainer, trainer.train_dataset, indices)
+            chosen, rejected = log_probs_of(trainer, batch)
+            margins.append(chosen - batch[COLUMNS[0]] - (rejected - batch[COLUMNS[1]]))
+            # As `train()` will run it: there accelerate wraps the model's forward in this autocast, here nothing has.
+            with torch.no_grad(), trainer.accelerator.autocast():
+                losses.append(trainer.compute_loss(trainer.model, batch))
     finally:
         trainer._metrics, trainer._total_train_tokens = logged, tokens
-    return Proof(len(chosen), loss, margin)
+    loss = torch.stack(losses)
+    worst = loss[(loss - math.log(2)).abs().argmax()].item()  # NaN counts as the largest, in both
+    margin = trainer.beta * torch.cat(margins).abs().max().item()
+    return Proof(sum(map(len, margins)), worst, margin)
 
 
 def drop(trainer: Any) -> None:

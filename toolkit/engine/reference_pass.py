@@ -21,9 +21,9 @@ COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 @dataclass(frozen=True)
 class Pass:
-    """What a reference pass did. `first` are the rows of the train set's first batch, as they were batched."""
+    """What a reference pass did. `ends` are the rows of the train set's first and last batch, as they were batched."""
 
-    first: list[int]
+    ends: list[list[int]]
     pairs: int
     reused: int
     keys: list[str]  # where the cache holds them
@@ -58,8 +58,8 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
             rows = rows.add_column(column, values.tolist())
         setattr(trainer, side, rows)
         batch_size = batches[-1].fitting
-        first = done.first or order[: len(batches[0])]
-        done = Pass(first, done.pairs + len(rows), done.reused + num_found, [*done.keys, key])
+        ends = done.ends or [order[: len(batches[0])], order[-len(batches[-1]) :]][: len(batches)]
+        done = Pass(ends, done.pairs + len(rows), done.reused + num_found, [*done.keys, key])
     trainer.precompute_ref_logps = True
     return done
 
