@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toolkit.curves import Chart, Curve, Point, Series, means, num_in_mean, thinned
+from toolkit.curves import PLANNED, Chart, Curve, Point, Series, means, num_in_mean, thinned
 
 if TYPE_CHECKING:
     from bokeh.models import Range1d
@@ -35,14 +35,17 @@ TIP = (
 )
 # The figures' colours are those of the page, whichever of its two palettes holds now or later. What is tagged with a
 # custom property wears it. Bokeh makes its document before it draws anything, so nothing flashes.
+# A finger scrolls the page: figures take it for a zoom only once their toolbar says so.
 PAINT = """
 (() => {
+  const touch = matchMedia("(pointer: coarse)").matches;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const paint = () => {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
     for (const made of Bokeh.documents) for (const model of made.all_models) {
       const [tag] = model.tags;
+      if (touch && /(Box|Wheel)ZoomTool/.test(model.type)) model.active = false;
       if (tag && "line_color" in model.properties) model.line_color = colour(tag);
       if (tag && "fill_color" in model.properties) model.fill_color = colour(tag);
       if ("major_label_text_color" in model.properties) model.major_label_text_color = colour("--quiet");
@@ -119,7 +122,7 @@ def _figure(chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequ
         LegendItem(label=curve.label, renderers=_lines(plot, chart, curve, series[curve.key]))
         for curve in chart.curves
     ]
-    if len(items) > 1:
+    if len(items) > 1 or chart.curves[0].label != chart.title.lower():
         legend = Legend(items=items, click_policy="hide", ncols=2 if len(items) > 2 else len(items), **LEGEND)
         plot.add_layout(legend, "above")
     for step in sorted(marks)[:NUM_MARKS]:
@@ -145,7 +148,7 @@ def _lines(plot: figure, chart: Chart, curve: Curve, series: Series) -> list[Any
     renderers = [line]
     if stretch > 1:
         renderers.append(plot.line("step", "value", source=_source(means(points, stretch)), **style))
-    if len(points) <= NUM_MARKERS:
+    if len(points) <= NUM_MARKERS and curve.key != PLANNED:
         renderers.append(
             plot.scatter("step", "value", source=line.data_source, size=5, line_color=None, name=curve.label)
         )

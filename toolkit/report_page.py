@@ -27,6 +27,7 @@ STYLE = """
 body { max-width: 72rem; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+h2 + .quiet { margin-bottom: .8rem; }
 h3 { font-size: .95rem; margin: 0; }
 code { font: .85em ui-monospace, monospace; background: var(--panel); padding: .1rem .3rem; border-radius: .25rem;
   overflow-wrap: anywhere; }
@@ -42,15 +43,15 @@ code { font: .85em ui-monospace, monospace; background: var(--panel); padding: .
 .tiles dt, .tiles .quiet { color: var(--quiet); font-size: .82rem; }
 .tiles dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .tiles dd.quiet { font-weight: 400; }
+.note { margin: .6rem 0; color: var(--warn); font-size: .9rem; overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem 1.25rem; }
 .charts > * { min-width: 0; }
 .charts > :first-child { grid-column: 1 / -1; }
-.marks { margin: .5rem 0 0; padding-left: 1.1rem; }
+.marks { margin: .5rem 0 1.2rem; padding-left: 1.1rem; }
 table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--quiet); }
 td.n, th.n { text-align: right; }
-tr.sum td { font-weight: 600; }
 .wide { overflow-x: auto; }
 .side { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem 2rem; }
 .side > * { min-width: 0; }
@@ -197,7 +198,8 @@ def _tiles(record: RunRecord) -> str:
         for label, value, about in tiles
         if value
     )
-    return f'<dl class="tiles">{shown}</dl>' if shown else ""
+    notes = "".join(f'<p class="note">{escape(str(note))}</p>' for note in report["notes"] or [])
+    return (f'<dl class="tiles">{shown}</dl>' if shown else "") + notes
 
 
 def _marks(record: RunRecord) -> list[tuple[int, str]]:
@@ -234,10 +236,20 @@ def _curves(
         happened += f"<li>and {len(marks) - NUM_LISTED:,} more</li>"
     listed = f'<p>Dotted lines:</p><ul class="marks">{happened}</ul>' if marks else ""
     return (
-        '<h2>Curves</h2><p class="quiet">Drag over a stretch to zoom in, or turn the wheel with Ctrl held; all figures '
-        "follow. Double-click shows everything again, a click in a legend hides a curve.</p>"
+        f'<h2>Curves</h2><p class="quiet">{_how_to_read(charts, series)}</p>'
         f'{listed}<div class="charts">{"".join(parts)}</div>'
     )
+
+
+def _how_to_read(charts: list[curves.Chart], series: dict[str, curves.Series]) -> str:
+    most = max(len(series[curve.key]) for chart in charts for curve in chart.curves)
+    text = (
+        "Drag over a stretch to zoom in, or turn the wheel with Ctrl held; all figures follow. Double-click shows "
+        "everything again, a click in a legend hides a curve."
+    )
+    if most > curves.NUM_POINTS:
+        text += f" Of {most:,} values a curve shows the lowest and the highest of each stretch."
+    return text
 
 
 def _about(chart: curves.Chart, series: dict[str, curves.Series]) -> str:
@@ -246,8 +258,6 @@ def _about(chart: curves.Chart, series: dict[str, curves.Series]) -> str:
     notes = [chart.about] if chart.about else []
     if chart.mean and (stretch := curves.num_in_mean(len(longest))) > 1:
         notes.append(f"strong line: mean of {stretch:,} values")
-    if len(longest) > curves.NUM_POINTS:
-        notes.append(f"lowest and highest of each stretch of {len(longest):,} values")
     missing = sum(value is None for curve in chart.curves for value in series[curve.key].values)
     if missing:
         notes.append(f"{missing:,} {'value was' if missing == 1 else 'values were'} not finite")
@@ -275,7 +285,7 @@ def _answers(record: RunRecord) -> str:
 
 def _answer(name: str, answer: dict[str, Any]) -> str:
     tokens = answer.get("num_tokens") or 0
-    how = "" if answer.get("ended") else ' · <span class="endless">cut off: it did not end by itself</span>'
+    how = "" if answer.get("ended") else ' · <span class="endless">no end-of-turn token</span>'
     text = escape(answer.get("text") or "") or '<span class="quiet">(empty)</span>'
     size = f"{tokens:,} token{'s' * (tokens != 1)}"
     return f'<div><span class="quiet">{escape(name)} · {size}{how}</span><p>{text}</p></div>'

@@ -11,6 +11,8 @@ from toolkit.run_record import RunRecord
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
 SHOWN_GIB = 0.005  # what is less would read 0.00
+OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
+NOT_MEASURED = "Predicted. What was used is measured on a GPU only."
 SHARES = ("fraction", "accuracy", "rate")  # a measure of such a name lies between 0 and 1
 
 
@@ -29,20 +31,20 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], sums: int = 0) -> str:
-    """Cells are HTML already. All columns but the first are of numbers; the last `sums` rows stand out."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already. Under a `head` all columns but the first are of numbers."""
 
     def cell(tag: str, place: int, html: str) -> str:
         return f'<{tag} class="n">{html}</{tag}>' if place and head else f"<{tag}>{html}</{tag}>"
 
     lines = ["".join(cell("th", place, title) for place, title in enumerate(head))] if head else []
     lines += ["".join(cell("td", place, html) for place, html in enumerate(row)) for row in rows]
-    first_sum = len(lines) - sums
-    body = "".join(
-        f'<tr class="sum">{line}</tr>' if place >= first_sum else f"<tr>{line}</tr>"
-        for place, line in enumerate(lines)
-    )
-    return f'<div class="wide"><table>{body}</table></div>'
+    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def _words(name: str) -> str:
+    """A name of ours as a reader's words."""
+    return escape(name.replace("_gib", ", GiB").replace("_", " "))
 
 
 def folded(title: str, body: str) -> str:
@@ -52,29 +54,25 @@ def folded(title: str, body: str) -> str:
 def memory_section(report: dict[str, Any]) -> str:
     """What was planned, item by item, against what was measured."""
     items, planned = report["planned_items_gib"] or {}, report["planned_peak_gib"]
-    if planned is None:
+    if not planned:
         return ""
     measured, probe = report["measured_peak_gib"], report["probe"] or {}
-    rows = [[escape(name.replace("_", " ")), f"{gib:.2f}"] for name, gib in items.items() if gib >= SHOWN_GIB]
-    totals = [["planned peak", f"{planned:.2f}"]]
+    shown = {name: [_words(name), f"{gib:.2f}"] for name, gib in items.items() if gib >= SHOWN_GIB}
+    rows = [cells for name, cells in shown.items() if name not in OUTSIDE]
+    outside = [[f"beside it: {cells[0]}", cells[1]] for name in OUTSIDE if (cells := shown.get(name))]
+    totals = [("planned peak", f"{planned:.2f}")]
     if probe.get("peak_gib") is not None:
-        totals.append(["measured by the probe, longest rows together", f"{probe['peak_gib']:.2f}"])
+        totals.append(("measured by the probe, longest rows together", f"{probe['peak_gib']:.2f}"))
     if measured is not None:
-        totals.append(["measured peak of the run", f"{measured:.2f}"])
-        totals.append(["measured against planned", f"{measured / planned - 1:+.0%}" if planned else "-"])
-    about = (
-        "Items at the moment of the planned peak; context and reserve lie outside of it."
-        if measured is not None
-        else "Predicted. What was used is measured on a GPU only."
-    )
+        totals.append(("measured peak of the run", f"{measured:.2f}"))
+        totals.append(("measured against planned", f"{measured / planned - 1:+.0%}"))
+    rows += [[f"<b>{name}</b>", f"<b>{gib}</b>"] for name, gib in totals]
+    about = "What is there at the moment of the peak." if measured is not None else NOT_MEASURED
     settings = report["settings"] or {}
-    chosen = table(
-        ["setting", ""],
-        [[escape(name.replace("_", " ")), escape(f"{value:,}")] for name, value in settings.items()],
-    )
+    chosen = [[_words(name), number(value, "{:,}") or escape(str(value))] for name, value in settings.items()]
     return (
         f'<h2>Memory, planned and measured</h2><p class="quiet">{about}</p><div class="side">'
-        f"<div>{table(['item', 'GiB'], rows + totals, sums=len(totals))}</div><div>{chosen}</div></div>"
+        f"<div>{table(['item', 'GiB'], rows + outside)}</div><div>{table(['setting', ''], chosen)}</div></div>"
     )
 
 
