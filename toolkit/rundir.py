@@ -20,6 +20,8 @@ from typing import Any
 from toolkit.errors import UserError
 
 MARK = "complete.json"
+SEAL, PREFIX = "sealed.json", "checkpoint-"  # of a whole checkpoint; the names of their folders
+EVENTS, ANSWERS = "events.jsonl", "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class RunDir:
     @property
     def report(self) -> Path:
         return self.path / "report.json"
+
+    @property
+    def page(self) -> Path:
+        return self.path / "report.html"
 
     def of(self, stage: str) -> RunDir:
         """The directory of another stage of the same recipe."""
@@ -123,6 +129,25 @@ class RunDir:
             stream.write(f"process {os.getpid()} on {socket.gethostname()}")
             stream.flush()
             yield
+
+    def is_held(self) -> bool:
+        """Whether a process holds the directory now: it runs, or was stopped in mid-air but not killed.
+
+        Asks by taking the lock for a moment, shared, so that two who ask do not see each other.
+        """
+        try:
+            with (self.path.parent / f".{self.stage}.lock").open(encoding="utf-8") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def sealed_step(self) -> int | None:
+        """The step of the newest checkpoint that was finished; whether its files are still whole is not read."""
+        names = (seal.parent.name.removeprefix(PREFIX) for seal in self.checkpoints.glob(f"{PREFIX}*/{SEAL}"))
+        return max((int(name) for name in names if name.isdigit()), default=None)
 
     def record(self, facts: dict[str, Any]) -> None:
         """Adds facts to the manifest."""

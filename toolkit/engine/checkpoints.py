@@ -15,10 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.rundir import write_json
+from toolkit.rundir import PREFIX, SEAL, write_json
 
-SEAL = "sealed.json"
-PREFIX = "checkpoint-"
 CHUNK = 2**20
 
 

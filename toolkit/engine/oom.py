@@ -18,10 +18,10 @@ from rich.markup import escape
 
 from toolkit.engine import vram
 from toolkit.errors import UserError
+from toolkit.rundir import EVENTS as EVENTS
 
 Result = TypeVar("Result")
 
-EVENTS = "events.jsonl"  # in the run directory
 # Beside torch.OutOfMemoryError: the driver's own (expandable segments map memory through it), cuBLAS, the CPU's.
 MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
 

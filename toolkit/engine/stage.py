@@ -9,17 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from transformers import PrinterCallback, set_seed
 
-from toolkit import env, hardware, manifest, runlog
-from toolkit.engine import checkpoints, data, hub, model, probe, recompute, trackers, vram
+from toolkit import env, hardware, manifest, report_page, run_record, runlog
+from toolkit.engine import answers, checkpoints, data, hub, model, probe, recompute, trackers, vram
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
 from toolkit.engine.quiet import quiet
 from toolkit.errors import Interrupted
 from toolkit.job import Job
 from toolkit.length_groups import grouped_by_length
-from toolkit.rundir import RunDir, write_json, write_text
+from toolkit.rundir import write_json, write_text
 from toolkit.screen import bar
 
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
@@ -36,7 +37,7 @@ def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
     with job.run.locked(), stop.listening():
         starting_adapter = job.run.starting_adapter(job.recipe.sft is not None)
         checkpoint = _start(job)
-        with _outcome(job.run), quiet():
+        with _outcome(job), quiet():
             return _train(job, build, starting_adapter, checkpoint, stop)
 
 
@@ -47,6 +48,8 @@ def _start(job: Job) -> Path | None:
     if moved:
         job.console.print(f"[dim]the run that was there is now {moved}[/]")
     checkpoint = checkpoints.latest(job.run.checkpoints, job.console)
+    resumed_at = [] if checkpoint is None else [checkpoints.step_of(checkpoint)]
+    job.run.report.unlink(missing_ok=True)  # an earlier session's
     write_text(job.run.path / "recipe.resolved.yaml", job.recipe.to_yaml())
     described = manifest.describe(job.recipe, hardware.here(), env.require_prepared())
     job.run.record(
@@ -57,29 +60,41 @@ def _start(job: Job) -> Path | None:
             "started": manifest.now(),
             "ended": None,
             "resumed_from": checkpoint and checkpoint.name,
+            "resumed_at_steps": job.run.read_manifest().get("resumed_at_steps", []) + resumed_at,
+            "plan": job.plan.to_dict(),
         }
     )
     return checkpoint
 
 
 @contextlib.contextmanager
-def _outcome(run: RunDir) -> Iterator[None]:
-    """Records how the block ended, whatever ends it but a kill."""
+def _outcome(job: Job) -> Iterator[None]:
+    """Records how the block ended, whatever ends it but a kill, and leaves a report of it."""
+    run = job.run
     try:
         yield
     except BaseException as error:
         runlog.fault(error)
         outcome = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+        reason = manifest.redacted(str(error)) or type(error).__name__
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-            run.record(
-                {
-                    "outcome": outcome,
-                    "reason": manifest.redacted(str(error)) or type(error).__name__,
-                    "ended": manifest.now(),
-                }
-            )
+            run.record({"outcome": outcome, "reason": reason, "ended": manifest.now()})
+        _write_report(job, {"outcome": outcome, "reason": reason})
         raise
     run.record({"outcome": "finished", "ended": manifest.now()})
+    _write_report(job, None)
+
+
+def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
+    """The page, and report.json of a run that did not come to write its own."""
+    try:
+        if unfinished:
+            write_json(job.run.report, run_record.unfinished_report(job.run, _known(job) | unfinished))
+        job.console.print(f"[dim]report: {report_page.write(job.run)}[/]", soft_wrap=True)
+    except (Exception, KeyboardInterrupt) as error:  # how the run ended stands already
+        job.console.print(
+            f"[yellow]{job.run.page} is not written ({escape(repr(error))}); run_report.py writes it[/]"
+        )
 
 
 def _train(
@@ -129,6 +144,7 @@ def _train(
         model.save_adapter(
             loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
         )
+    report["answers"] = answers.compare(job, loaded, starting_adapter)
     report["wall_seconds"] = time.perf_counter() - started
     write_json(run.report, report)
     run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
@@ -140,11 +156,9 @@ def _report(job: Job, trainer: Any, loaded: model.Loaded, train_seconds: float) 
     losses = [entry["loss"] for entry in history if "loss" in entry]
     tokens = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
     last_eval = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
-    return {
-        "stage": job.stage,
+    return _known(job) | {
         "outcome": "finished",
-        "recipe": job.recipe.name,
-        "device": model.device_name(),
+        "reason": None,
         "num_steps": trainer.state.global_step,
         "wall_seconds": None,
         "train_seconds": train_seconds,
@@ -154,8 +168,18 @@ def _report(job: Job, trainer: Any, loaded: model.Loaded, train_seconds: float) 
         "eval": {
             key.removeprefix("eval_"): value for key, value in last_eval.items() if key.startswith("eval_")
         },
+        "notes": loaded.notes,
+    }
+
+
+def _known(job: Job) -> dict[str, Any]:
+    """What report.json says of a run however it ended."""
+    return {
+        "stage": job.stage,
+        "recipe": job.recipe.name,
+        "device": model.device_name(),
         "settings": asdict(job.plan.settings),
         "planned_peak_gib": job.plan.peak_gib,
+        "planned_items_gib": job.plan.items_gib,
         "allocator": env.require_prepared().to_dict() | {"effective": vram.allocator_settings()},
-        "notes": loaded.notes,
     }

@@ -1,0 +1,32 @@
+"""The report of each stage that a recipe has run, written again from what lies on disk; also of a killed run.
+
+    python run_report.py --recipe tiny
+    python run_report.py --recipe llama31_8b --runs /workspace/runs
+
+Writes runs/<recipe>/<stage>/report.html: one file that opens without network.
+"""
+
+from rich.console import Console
+
+from toolkit import cli, report_page
+from toolkit.errors import UserError
+from toolkit.recipe import load
+from toolkit.rundir import RunDir
+
+
+def main() -> None:
+    arguments = cli.options(__doc__).parse_args()
+    recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
+    runs = [RunDir(arguments.runs, recipe.name, stage) for stage in report_page.STAGES]
+    pages = [page for run in runs if (page := report_page.write(run))]
+    if not pages:
+        raise UserError(
+            f"nothing to report: no run of {recipe.name} in {' or '.join(str(run.path) for run in runs)}; "
+            f"run `python run_sft.py --recipe {recipe.name}` first, or name where the runs are with --runs DIR"
+        )
+    for page in pages:
+        console.print(f"[bold green]report[/] {page}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
