@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,25 @@ def prepare(recipe: Recipe, name: StageName, loaded: Loaded, console: Console) -
     )
 
 
+def held_out(recipe: Recipe, name: StageName, loaded: Loaded) -> Dataset | None:
+    """The rows that a stage holds out, as it prepared them, with `source`; None when there are none.
+
+    `source` is the row's own column of that name, or the path of its set.
+    """
+    stage = recipe.sft if name == "sft" else recipe.dpo
+    if stage is None or not (stage.eval_datasets or stage.eval_rows):
+        return None
+    return _sides(recipe, name, masking_of(recipe, name, loaded))["eval"].rows
+
+
 def held_out_pairs(recipe: Recipe, loaded: Loaded) -> list[PairIds]:
-    """The pairs that the DPO stage holds out, as it prepared them; [] when it holds none out."""
-    if recipe.dpo is None or not (recipe.dpo.eval_datasets or recipe.dpo.eval_rows):
-        return []
-    rows = _sides(recipe, "dpo", masking_of(recipe, "dpo", loaded))["eval"].rows
-    return [PairIds(*(row[column] for column in (*IDS["dpo"], "cut"))) for row in rows or ()]
+    """The pairs that the DPO stage holds out; [] when it holds none out."""
+    return as_pairs(held_out(recipe, "dpo", loaded) or ())
+
+
+def as_pairs(rows: Iterable[dict[str, Any]]) -> list[PairIds]:
+    """Prepared rows of the DPO stage as pairs."""
+    return [PairIds(*(row[column] for column in (*IDS["dpo"], "cut"))) for row in rows]
 
 
 def select(recipe: Recipe, name: StageName, folder: Path) -> dict[str, tuple[Pool, Selection]]:
@@ -193,7 +207,7 @@ def encode(masking: Masking, name: StageName, pool: Pool, selection: Selection, 
 
 def _features(name: StageName) -> Features:
     ids = {column: List(Value("int32")) for column in IDS[name]}
-    return Features({**ids, "length": Value("int32"), "cut": Value("bool")})
+    return Features({**ids, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")})
 
 
 _inherited: list[Masking] = []  # what forked processes already have
@@ -220,7 +234,15 @@ class _Encode:
         places = places_of(self.sets, batch["set"].to_pylist(), batch["row"].to_pylist())
         account = Accounting.of(results, places)
         (self.accounts / f"{indices[0]}.json").write_text(json.dumps(account.state()))
-        used = [_columns(result) for result in results if not isinstance(result, Reason)]
+        sources = [
+            own or self.sets[which]
+            for own, which in zip(batch["source"].to_pylist(), batch["set"].to_pylist(), strict=True)
+        ]
+        used = [
+            (*_columns(result), source)
+            for result, source in zip(results, sources, strict=True)
+            if not isinstance(result, Reason)
+        ]
         schema = _features(self.name).arrow_schema
         columns = zip(*used, strict=True) if used else [()] * len(schema)
         return pyarrow.Table.from_arrays(
@@ -238,7 +260,7 @@ def _array(values: tuple[Any, ...], kind: pyarrow.DataType) -> pyarrow.Array:
 
 
 def _columns(result: Chat | PairIds) -> tuple[Any, ...]:
-    """Values of the columns that `_features` names."""
+    """Values of the columns that `_features` names, but the last."""
     if isinstance(result, Chat):
         return result.input_ids, result.labels, len(result.input_ids), result.cut
     prompt, chosen, rejected, cut = result

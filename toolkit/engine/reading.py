@@ -28,16 +28,25 @@ from toolkit.sources import find_files, read_batches
 
 Item = Messages | Pair | Reason
 
+SOURCE = 120  # characters of a row's source that are kept
 EXCERPT = 600  # characters of a row that could not be read, for the preview
 _BATCH = 1000
 _SCHEMA = pyarrow.schema(
-    [("item", pyarrow.large_string()), ("set", pyarrow.int32()), ("row", pyarrow.int32())]
+    [
+        ("item", pyarrow.large_string()),
+        ("set", pyarrow.int32()),
+        ("row", pyarrow.int32()),
+        ("source", pyarrow.string()),
+    ]
 )
 
 
 @dataclass
 class Pool:
-    """All rows that were read, by number. `rows` has the columns item (JSON, see `load_item`), set and row."""
+    """All rows that were read, by number. `rows` has the columns item (JSON, see `load_item`), set, row and source.
+
+    `source` is what the row's own column of that name says, null where it has none.
+    """
 
     rows: Dataset
     keys: list[bytes]
@@ -127,16 +136,18 @@ class _Reading:
         }
         usable: set[Any] = set()
         texts: list[str] = []
+        origins: list[str | None] = []
         with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, _SCHEMA) as writer:
             for text, row in self._texts(limit is not None or at_most is not None):
                 texts.append(text)
+                origins.append(_origin(row.get("source")))
                 if len(texts) == _BATCH:
-                    self._write(writer, texts)
+                    self._write(writer, texts, origins)
                 if limit and _meets(row, conditions):
                     usable.add(self.keys[-1] if self.stage.deduplicate else len(self.keys))
                 if len(self.keys) == at_most or (limit and len(usable) >= limit):
                     break
-            self._write(writer, texts)
+            self._write(writer, texts, origins)
 
     def selected(self) -> Selection:
         """What the source's own steps leave, in file order."""
@@ -177,15 +188,14 @@ class _Reading:
                 )
             values.append(row[column])
 
-    def _write(self, writer: Any, texts: list[str]) -> None:
+    def _write(self, writer: Any, texts: list[str], origins: list[str | None]) -> None:
         last = len(self.keys)
         numbers = range(last - len(texts) + 1, last + 1)
-        arrays = [
-            pyarrow.array(values, field.type)
-            for values, field in zip((texts, [self.which] * len(texts), numbers), _SCHEMA, strict=True)
-        ]
+        columns = (texts, [self.which] * len(texts), numbers, origins)
+        arrays = [pyarrow.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
         writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
         texts.clear()
+        origins.clear()
 
 
 def _dump(item: Item, row: dict[str, Any]) -> str:
@@ -193,6 +203,10 @@ def _dump(item: Item, row: dict[str, Any]) -> str:
         excerpt = json.dumps(row, ensure_ascii=False, default=str)[:EXCERPT]
         return json.dumps({"reason": item.value, "row": excerpt})
     return json.dumps(item)
+
+
+def _origin(source: Any) -> str | None:
+    return source[:SOURCE] if isinstance(source, str) and source.strip() else None
 
 
 def _meets(row: dict[str, Any], conditions: list[Condition]) -> bool:

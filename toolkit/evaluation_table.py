@@ -1,0 +1,188 @@
+"""An evaluation on screen: measures with their intervals, a column a model, and what each stage changed, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+class Shown(NamedTuple):
+    """How a measure is shown. `better` is the sign of an improvement, 0 where neither direction is one."""
+
+    label: str
+    unit: str
+    better: int
+
+
+MEASURES = {
+    "loss": Shown("held-out loss", "", -1),
+    "perplexity": Shown("perplexity", "", -1),
+    "preference_accuracy": Shown("accuracy by reward", "%", 1),
+    "preference_margin": Shown("margin of reward", "", 1),
+    "likelihood_accuracy": Shown("accuracy by likelihood", "%", 1),
+    "likelihood_margin": Shown("margin of likelihood", "", 1),
+    "calibration_error": Shown("calibration error", "%", -1),
+    "brier_score": Shown("Brier score", "", -1),
+}
+LEGEND = (
+    "[dim]loss: nats an assistant token. accuracy: held-out pairs whose chosen reply is preferred, by DPO's implicit "
+    "reward or by log-likelihood a token. margin: how much more chosen gets than rejected.[/]"
+)
+NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO"}
+WIDE = 110  # columns from which a value and its interval stand in one line
+
+
+def show_evaluation(report: dict[str, Any], console: Console) -> None:
+    """The tables, what each stage changed, and what was left out and why."""
+    models = report["models"]
+    measured = _rows_of(models)
+    if measured:
+        console.print(_table("held-out rows, with 95 % intervals", models, measured, console))
+        console.print(LEGEND)
+    tasks = {name: {"tasks": measures["tasks"]} for name, measures in models.items() if "tasks" in measures}
+    if tasks:
+        console.print(_table("benchmarks, with standard errors", models, _task_rows(models), console))
+    sources = _source_rows(models)
+    if sources:
+        console.print(_table("by source", models, sources, console))
+    for line in (*difference_lines(report["paired"]), *calibration_lines(models)):
+        console.print(line, soft_wrap=True)
+    for what, reason in report["left_out"].items():
+        console.print(f"[yellow]{what} is left out:[/] {escape(reason)}", soft_wrap=True)
+    for note in report["notes"]:
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+
+
+def difference_lines(paired: dict[str, Any]) -> list[str]:
+    """One line a measure: which stage changed what by how much, or that no difference is shown."""
+    lines = []
+    for pair, measures in paired.items():
+        one, other = (NAMES[name] for name in pair.split("_vs_"))
+        for name, found in measures.items():
+            if name in MEASURES:
+                lines.append(f"[bold]{one} over {other}[/]: {MEASURES[name].label} {_said(name, found)}")
+    return lines
+
+
+def calibration_lines(models: dict[str, Any]) -> list[str]:
+    """Whether the margins promise more, or less, than they keep."""
+    lines = []
+    for name, measures in models.items():
+        if "calibration_error" in measures:
+            found, error = measures["overconfidence"], measures["calibration_error"]
+            value, low, high = (
+                _signed(found[key], MEASURES["calibration_error"]) for key in ("value", "low", "high")
+            )
+            shown = _known(found["low"]) and not found["low"] <= 0 <= found["high"]
+            what = ("overconfident" if found["value"] > 0 else "underconfident") if shown else "neither shown"
+            lines.append(
+                f"[bold]{NAMES[name]}'s margins[/]: confidence less accuracy {value} points \\[{low}, {high}]: {what}; "
+                f"margins that mean what they say stay below a calibration error of "
+                f"{100 * error['calibrated_high']:.1f} % on {error['num_rows']:,} pairs"
+            )
+    return lines
+
+
+def _said(name: str, found: dict[str, Any]) -> str:
+    how, rows = MEASURES[name], f"{found['num_rows']:,} rows"
+    low, high, p_value = found["low"], found["high"], found["p_value"]
+    points = " points" if how.unit else ""
+    if not _known(low):
+        return f"{_signed(found['difference'], how)}{points} on {rows}: too few to say"
+    chance = "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
+    ends = f"\\[{_signed(low, how)}, {_signed(high, how)}]"
+    text = f"{_signed(found['difference'], how)}{points} {ends}, {chance}, {rows}"
+    if low <= 0 <= high:
+        return f"{text}: no difference shown"
+    return f"{text}: {'better' if found['difference'] * how.better > 0 else '[red]worse[/]'}"
+
+
+def _rows_of(models: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    """(label, the measure of each model) of the measures that any model has."""
+    rows = []
+    for name, how in MEASURES.items():
+        found = [measures.get(name) for measures in models.values()]
+        if any(found):
+            rows.append((how.label, [(how, measure) for measure in found]))
+    return rows
+
+
+def _source_rows(models: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    per_model = [measures.get("by_source", {}) for measures in models.values()]
+    rows: list[tuple[str, list[Any]]] = []
+    for source in dict.fromkeys(source for sources in per_model for source in sources):
+        rows.append((source, []))
+        for name in ("loss", "preference_accuracy", "likelihood_accuracy"):
+            found = [sources.get(source, {}).get(name) for sources in per_model]
+            if any(found):
+                how = MEASURES[name]
+                rows.append((f"  {how.label}", [(how, measure) for measure in found]))
+    return rows
+
+
+def _task_rows(models: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    per_model = [measures.get("tasks", {}) for measures in models.values()]
+    metrics = dict.fromkeys(
+        (task, metric) for tasks in per_model for task, metrics in tasks.items() for metric in metrics
+    )
+    how = Shown("", "", 1)
+    return [
+        (f"{task} {metric}", [(how, tasks.get(task, {}).get(metric)) for tasks in per_model])
+        for task, metric in metrics
+    ]
+
+
+def _table(title: str, models: dict[str, Any], rows: list[tuple[str, list[Any]]], console: Console) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("", overflow="fold")
+    for name in models:
+        table.add_column(NAMES[name], justify="right", no_wrap=True)
+    table.add_column("rows", justify="right", style="dim")
+    apart = " " if console.width >= WIDE else "\n"
+    for label, cells in rows:
+        if not cells:  # a heading
+            table.add_row(f"[bold]{escape(label)}[/]")
+            continue
+        counts = [measure["num_rows"] for _, measure in cells if measure and measure["num_rows"]]
+        table.add_row(
+            escape(label),
+            *(_cell(how, measure, apart) for how, measure in cells),
+            f"{max(counts, default=0):,}",
+        )
+    return table
+
+
+def _cell(how: Shown, measure: dict[str, Any] | None, apart: str) -> str:
+    if measure is None:
+        return "[dim]-[/]"
+    value, plain = measure["value"], _plain(how)
+    if not _known(value):
+        return "[red]NaN[/]"
+    if "stderr" in measure:
+        return plain(value) + (
+            "" if measure["stderr"] is None else f"{apart}[dim]± {plain(measure['stderr'])}[/]"
+        )
+    low, high = measure["low"], measure["high"]
+    ends = f"\\[{plain(low)}, {plain(high)}]" if _known(low) else "\\[?]"
+    return f"{plain(value)}{' ' + how.unit if how.unit else ''}{apart}[dim]{ends}[/]"
+
+
+def _plain(how: Shown) -> Callable[[float], str]:
+    return (lambda value: f"{100 * value:.1f}") if how.unit else _three_digits
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def _signed(value: float, how: Shown) -> str:
+    return f"{100 * value:+.1f}" if how.unit else f"{value:+.3g}"
+
+
+def _known(value: float | None) -> bool:
+    """Whether there is a number: not one that could not be told, in memory or read back from JSON."""
+    return value is not None and value == value
