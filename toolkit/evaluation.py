@@ -6,7 +6,7 @@ Pure: `engine/evaluate.py` measures the rows, this says what they amount to.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit import calibration
-from toolkit.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, PerRow, difference, interval
+from toolkit.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, PerRow, Resampled
 
 MAX_SOURCES = (
     20  # shown apart; the rest together, else a set that names a page for every row fills the report
@@ -99,51 +99,61 @@ def without_nan(rows: Rows) -> list[str]:
 
 def summary(rows: Rows, models: Sequence[str], seed: int) -> dict[str, Any]:
     """models.<model>.<measure>.{value, low, high, num_rows} and paired.<one>_vs_<other>.<measure>, see README."""
-    measured = {model: _measures(rows, model, seed) for model in models}
+    measured: dict[str, Any] = {model: {} for model in models}
+    paired: dict[str, Any] = {f"{one}_vs_{other}": {} for other, one in pairwise(models)}
+    for per_row, sources in (
+        ({model: rows.conversations(model) for model in models}, rows.sources),
+        ({model: rows.pairs(model) for model in models}, rows.pair_sources),
+    ):
+        together = _together(per_row, seed)
+        for model in models:
+            measured[model] |= _intervals(together, model, per_row[model])
+        for other, one in pairwise(models):
+            shared = [name for name in per_row[one] if name in per_row[other]]
+            paired[f"{one}_vs_{other}"] |= {
+                name: together.difference((one, name), (other, name))._asdict() for name in shared
+            }
+        for source, chosen in _of_each(sources).items():
+            of_source = _together(per_row, seed, chosen)
+            for model in models:
+                if per_row[model]:
+                    found = measured[model].setdefault("by_source", {}).setdefault(source, {})
+                    found |= _intervals(of_source, model, per_row[model])
+    for model in models:
+        if (margins := rows.margins(model)) is not None:
+            measured[model]["calibration_error"] = calibration.calibration_error(margins, seed)
+            measured[model]["reliability"] = calibration.reliability(margins)
     return {
         "confidence": CONFIDENCE,
         "num_resamples": NUM_RESAMPLES,
         "models": measured,
-        "paired": {
-            f"{one}_vs_{other}": _differences(rows, one, other, seed) for other, one in pairwise(models)
-        },
+        "paired": paired,
     }
 
 
-def _measures(rows: Rows, model: str, seed: int) -> dict[str, Any]:
-    conversations, pairs = rows.conversations(model), rows.pairs(model)
-    measures = _intervals(conversations | pairs, seed)
-    margins = rows.margins(model)
-    if margins is not None:
-        measures["calibration_error"] = calibration.calibration_error(margins, seed)
-        measures["reliability"] = calibration.reliability(margins)
-    by_source: dict[str, Any] = {}
-    for per_row, sources in ((conversations, rows.sources), (pairs, rows.pair_sources)):
-        for source, chosen in _of_each(sources).items() if per_row else ():
-            parts = {name: measure.where(chosen) for name, measure in per_row.items()}
-            by_source.setdefault(source, {}).update(_intervals(parts, seed))
-    return measures | ({"by_source": by_source} if by_source else {})
+def _together(
+    per_row: dict[str, dict[str, PerRow]], seed: int, chosen: NDArray[np.bool_] | None = None
+) -> Resampled:
+    """All measures of all models over the same rows, or over those of one source."""
+    return Resampled(
+        {
+            (model, name): rows if chosen is None else rows.where(chosen)
+            for model, measures in per_row.items()
+            for name, rows in measures.items()
+        },
+        seed,
+    )
 
 
-def _intervals(measures: dict[str, PerRow], seed: int) -> dict[str, Any]:
+def _intervals(resampled: Resampled, model: str, names: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, measure in measures.items():
-        found[name] = interval(measure, seed)._asdict()
+    for name in names:
+        found[name] = resampled.interval((model, name))._asdict()
         if name == "loss":
             found["perplexity"] = {
                 key: value if key == "num_rows" else float(np.exp(value))
                 for key, value in found[name].items()
             }
-    return found
-
-
-def _differences(rows: Rows, one: str, other: str, seed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for of in (rows.conversations, rows.pairs):
-        mine, theirs = of(one), of(other)
-        found |= {
-            name: difference(mine[name], theirs[name], seed)._asdict() for name in mine if name in theirs
-        }
     return found
 
 

@@ -7,7 +7,7 @@ seeded, so the same numbers give the same interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -49,6 +49,10 @@ class PerRow(NamedTuple):
         return PerRow(self.totals[chosen], self.counts[chosen], self.is_fraction)
 
     @property
+    def is_yes_or_no(self) -> bool:
+        return self.is_fraction and bool(np.isfinite(self.totals).all())
+
+    @property
     def value(self) -> float:
         return float(self.totals.sum() / self.counts.sum())
 
@@ -72,41 +76,58 @@ class Difference(NamedTuple):
     num_rows: int
 
 
+class Resampled:
+    """Measures over the same rows in the same order, resampled together: what differs is the model, not the draw."""
+
+    def __init__(self, measures: Mapping[Hashable, PerRow], seed: int):
+        self._measures, self._seed = measures, seed
+        means = [key for key, rows in measures.items() if not rows.is_yes_or_no]
+        columns = [column for key in means for column in (measures[key].totals, measures[key].counts)]
+        sums = resampled_sums(np.stack(columns, axis=1), seed) if means else np.zeros((0, 0))
+        self._values = {key: sums[:, 2 * place] / sums[:, 2 * place + 1] for place, key in enumerate(means)}
+
+    def interval(self, key: Hashable) -> Interval:
+        """The percentile bootstrap interval of a measure, widened for few rows; see `expanded`."""
+        rows = self._measures[key]
+        num_rows = len(rows.totals)
+        if rows.is_yes_or_no:
+            yes, pool = int(rows.totals.sum()) + PSEUDO_ROWS, num_rows + 2 * PSEUDO_ROWS
+            # to resample the pool is to draw from a binomial
+            drawn = np.random.default_rng(self._seed).binomial(pool, yes / pool, NUM_RESAMPLES)
+            low, high = np.quantile(drawn / pool, tails(CONFIDENCE))
+        else:
+            low, high = expanded(self._values[key], num_rows)
+        return Interval(rows.value, float(low), float(high), num_rows)
+
+    def difference(self, one: Hashable, other: Hashable) -> Difference:
+        """`one` minus `other`. The interval resamples rows with both of their values.
+
+        The p-value is McNemar's exact one for a yes/no measure, else that of swapping the two models within rows
+        (Noreen 1989, approximate randomisation).
+        """
+        mine, theirs = self._measures[one], self._measures[other]
+        num_rows, apart = len(mine.totals), mine.totals - theirs.totals
+        if mine.is_yes_or_no and theirs.is_yes_or_no:
+            wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
+            pool = num_rows + 2 * PSEUDO_WINS
+            shares = np.array([wins + PSEUDO_WINS, losses + PSEUDO_WINS, num_rows - wins - losses]) / pool
+            drawn = np.random.default_rng(self._seed).multinomial(pool, shares, NUM_RESAMPLES)
+            low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / pool, tails(CONFIDENCE))
+            p_value = mcnemar(wins, losses)
+        else:
+            low, high = expanded(self._values[one] - self._values[other], num_rows)
+            p_value = swapped(apart, self._seed)
+        return Difference(mine.value - theirs.value, float(low), float(high), p_value, num_rows)
+
+
 def interval(rows: PerRow, seed: int) -> Interval:
-    """The percentile bootstrap interval of a measure, widened for few rows; see `expanded`."""
-    num_rows = len(rows.totals)
-    if rows.is_fraction and np.isfinite(rows.totals).all():
-        yes, pool = int(rows.totals.sum()) + PSEUDO_ROWS, num_rows + 2 * PSEUDO_ROWS
-        # to resample the pool is to draw from a binomial
-        resamples = np.random.default_rng(seed).binomial(pool, yes / pool, NUM_RESAMPLES) / pool
-        low, high = np.quantile(resamples, tails(CONFIDENCE))
-    else:
-        sums = resampled_sums(np.stack([rows.totals, rows.counts], axis=1), seed)
-        low, high = expanded(sums[:, 0] / sums[:, 1], num_rows)
-    return Interval(rows.value, float(low), float(high), num_rows)
+    """`Resampled.interval` of one measure alone."""
+    return Resampled({"": rows}, seed).interval("")
 
 
 def difference(one: PerRow, other: PerRow, seed: int) -> Difference:
-    """`one` minus `other` on the same rows, in the same order.
-
-    The interval resamples rows with both of their values. The p-value is McNemar's exact one for a yes/no measure,
-    else that of swapping the two models within rows (Noreen 1989, approximate randomisation).
-    """
-    assert len(one.totals) == len(other.totals) and np.array_equal(one.counts, other.counts)
-    num_rows, apart = len(one.totals), one.totals - other.totals
-    if one.is_fraction and np.isfinite(apart).all():
-        wins, losses = int((apart > 0).sum()), int((apart < 0).sum())
-        pool = np.array(
-            [wins + PSEUDO_WINS, losses + PSEUDO_WINS, num_rows - wins - losses], dtype=np.float64
-        )
-        drawn = np.random.default_rng(seed).multinomial(int(pool.sum()), pool / pool.sum(), NUM_RESAMPLES)
-        low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / pool.sum(), tails(CONFIDENCE))
-        p_value = mcnemar(wins, losses)
-    else:
-        sums = resampled_sums(np.stack([apart, one.counts], axis=1), seed)
-        low, high = expanded(sums[:, 0] / sums[:, 1], num_rows)
-        p_value = swapped(apart, seed)
-    return Difference(one.value - other.value, float(low), float(high), p_value, num_rows)
+    """`Resampled.difference` of two models alone."""
+    return Resampled({"one": one, "other": other}, seed).difference("one", "other")
 
 
 def resampled_sums(columns: Floats, seed: int) -> Floats:

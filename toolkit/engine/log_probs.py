@@ -67,7 +67,8 @@ def sums(
             result, fitting = recovery.halving(
                 "log-probs", size, batch, lambda longest=longest: f"a row of {longest} tokens"
             )
-            budget = budget * fitting // size
+            if fitting < size:
+                budget = fitting * longest * vocabulary * 4
         values[order[start : start + len(result)]] = result
         start += len(result)
         advance(len(result))
