@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,9 @@ def test_rows_that_were_trained_on_are_not_held_out_by_another_split(tmp_path: P
     split = ("sft.eval_datasets=[]", "sft.eval_rows=64", "dpo=null")
     run = finish(tmp_path, "sft", *split)
     assert scope(run, overrides=split).notes == ()
-    with pytest.raises(UserError, match=r"seed: 3407 then, 1 now; sft.max_rows|sft.max_rows[\s\S]*seed"):
-        scope(run, overrides=(*split, "sft.max_rows=200", "seed=1"))
+    for change in ("sft.max_rows=200", "seed=1", "sft.datasets.0.rows=100"):
+        with pytest.raises(UserError, match=re.escape(change.split("=")[0].removesuffix(".0.rows"))):
+            scope(run, overrides=(*split, change))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from toolkit.rundir import RunDir
 MODELS = ("base", "sft", "dpo")  # in the order in which one comes from the other
 # A model under another base, template or beta is another model; of rows that were not held out then, it says nothing.
 DECIDES_MODEL = ("model.path", "model.revision", "template.", "dpo.beta")
-DECIDES_SPLIT = ("datasets.", "eval_rows", "deduplicate", "max_rows", "system_turn")
+DECIDES_SPLIT = ("datasets", "eval_rows", "deduplicate", "max_rows", "system_turn")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _changed(recipe: Recipe, run: RunDir) -> tuple[list[str], list[str]]:
     changed = {
         field: f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
         for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field)
+        if before.get(field) != now.get(field) and not field.endswith(".eval_datasets")
     }
     decisive = [field for field in changed if field.startswith(DECIDES_MODEL)]
     for name, stage in (("sft", recipe.sft), ("dpo", recipe.dpo)):

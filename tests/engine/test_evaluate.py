@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,11 @@ def done(sft: Stage, task_folder: Path, tmp_path_factory: pytest.TempPathFactory
     return evaluated(tiny(*FEW), runs, "--tasks", "thistle_isles", "--tasks-path", str(task_folder))
 
 
-def with_adapters(stage: Stage) -> model.Loaded:
-    loaded = model.load(stage.recipe, 256)
-    model.load_adapters(loaded, {name: stage.run.of(name).adapter for name in ("sft", "dpo")})
+@pytest.fixture(scope="module")
+def loaded(done: Stage) -> model.Loaded:
+    """The base with both adapters."""
+    loaded = model.load(done.recipe, 256)
+    model.load_adapters(loaded, {name: done.run.of(name).adapter for name in ("sft", "dpo")})
     loaded.model.eval()
     return loaded
 
@@ -82,8 +85,8 @@ def plain(loaded: model.Loaded, ids: list[int], start: int = 1) -> list[float]:
     return [predicted[place - 1, ids[place]].item() for place in range(start, len(ids))]
 
 
-def test_the_numbers_are_those_of_a_plain_forward_pass(done: Stage) -> None:
-    loaded, models = with_adapters(done), done.report["models"]
+def test_the_numbers_are_those_of_a_plain_forward_pass(done: Stage, loaded: model.Loaded) -> None:
+    models = done.report["models"]
     chats = data.held_out(done.recipe, "sft", loaded)
     pairs = data.held_out_pairs(done.recipe, loaded)
     gaps: dict[str, Any] = {}
@@ -152,9 +155,10 @@ def test_a_task_of_local_rows_runs_on_every_adapter(done: Stage) -> None:
     assert "thistle_isles acc" in done.shown
 
 
-def test_the_harness_sees_the_log_probs_that_we_see(done: Stage, task_folder: Path) -> None:
+def test_the_harness_sees_the_log_probs_that_we_see(
+    done: Stage, loaded: model.Loaded, task_folder: Path
+) -> None:
     """Of the same strings under each adapter, with and without the chat template: and so the same answers."""
-    loaded = with_adapters(done)
     suite = benchmarks.load(Tasks(("thistle_isles",), str(task_folder), None, True))
     task = suite.found["tasks"]["thistle_isles"]
     harness = benchmarks.harness_model(loaded)
@@ -181,8 +185,9 @@ def test_the_harness_sees_the_log_probs_that_we_see(done: Stage, task_folder: Pa
         assert measured["tasks"]["thistle_isles"]["acc"]["value"] == pytest.approx(np.mean(correct))
 
 
-def test_plain_text_and_a_limit_where_they_are_asked_for(done: Stage, task_folder: Path) -> None:
-    loaded = with_adapters(done)
+def test_plain_text_and_a_limit_where_they_are_asked_for(
+    done: Stage, loaded: model.Loaded, task_folder: Path
+) -> None:
     suite = benchmarks.load(Tasks(("thistle_isles",), str(task_folder), 2, False))
     measured = suite.run(done.recipe, loaded, "dpo")
     requests = suite.found["tasks"]["thistle_isles"].instances
@@ -192,8 +197,9 @@ def test_plain_text_and_a_limit_where_they_are_asked_for(done: Stage, task_folde
 
 @pytest.fixture(scope="module")
 def all_tasks() -> Any:
-    """The harness's own tasks, read once."""
-    return benchmarks.TaskManager()
+    """The harness's own tasks of one folder: to read all 14,000 files takes seconds."""
+    package = find_spec("lm_eval").submodule_search_locations[0]
+    return benchmarks.TaskManager(include_path=f"{package}/tasks/arc", include_defaults=False)
 
 
 def test_an_unknown_task_shows_near_names(all_tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +240,7 @@ def test_what_holds_nothing_out_is_left_out_and_said(done: Stage) -> None:
 
 
 def test_without_an_sft_stage_the_base_is_the_reference(tmp_path: Path) -> None:
-    recipe = tiny("sft=null", "dpo.max_rows=8")
+    recipe = tiny("sft=null", "dpo.max_rows=8", FEW[1])
     run_stage(recipe, "dpo", tmp_path)
     found = evaluated(recipe, tmp_path)
     assert found.report["models"].keys() == {"base", "dpo"} and found.report["paired"].keys() == {
@@ -246,9 +252,9 @@ def test_without_an_sft_stage_the_base_is_the_reference(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved_to_the_same_numbers(
-    done: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Stage, loaded: model.Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, console = with_adapters(done), Console(record=True, width=200)
+    console = Console(record=True, width=200)
     pairs = data.held_out_pairs(done.recipe, loaded)[:12]
     pad = loaded.tokenizer.pad_token_id
     expected = log_probs.pairs(loaded.model, pairs, pad)
