@@ -8,22 +8,22 @@
 Writes runs/<recipe>/eval/report.json.
 """
 
-from rich.console import Console
-
 from toolkit import cli, evaluation_scope, hardware
 from toolkit.recipe import load
 from toolkit.rundir import RunDir
+from toolkit.screen import Screen
 
 
 def main() -> None:
     parser = cli.options(__doc__)
     evaluation_scope.add_options(parser)
     arguments = parser.parse_args()
-    recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
+    recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
     run = RunDir(arguments.runs, recipe.name, "eval")
     scope = evaluation_scope.scope(recipe, run, arguments)
     cli.prepare(recipe, hardware.here(), console)
-    from toolkit.engine import evaluate  # imports torch: only once there is something to run
+    with cli.importing(console):
+        from toolkit.engine import evaluate  # imports torch: only once there is something to run
 
     evaluate.run(recipe, run, scope, console)
     console.print(f"[bold green]evaluated[/]; see {run.report}")

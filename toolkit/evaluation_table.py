@@ -180,7 +180,7 @@ def _three_digits(value: float) -> str:
 
 
 def _signed(value: float, how: Shown) -> str:
-    return f"{100 * value:+.1f}" if how.unit else f"{value:+.3g}"
+    return f"{100 * value:+.1f}" if how.unit else f"{value:+#.3g}".rstrip(".")
 
 
 def _known(value: float | None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,6 @@ from toolkit.engine.quiet import quiet
 from toolkit.errors import UserError
 from toolkit.evaluation_scope import Tasks
 from toolkit.recipe import Recipe
-
-logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 MAX_BATCH_SIZE = 64  # tried first; the harness halves it until its longest row fits
 SHOTS_SEED = 1234  # the harness's own, so that few-shot examples are those of published numbers

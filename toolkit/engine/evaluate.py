@@ -11,7 +11,7 @@ from rich.console import Console
 
 from toolkit import evaluation
 from toolkit.engine import data, log_probs, model, oom
-from toolkit.engine.progress import bar
+from toolkit.errors import UserError
 from toolkit.evaluation import Rows
 from toolkit.evaluation_scope import MODELS, Scope
 from toolkit.evaluation_table import show_evaluation
@@ -19,6 +19,8 @@ from toolkit.intervals import Floats
 from toolkit.masking import MASKED
 from toolkit.recipe import Recipe, StageName
 from toolkit.rundir import RunDir, write_json
+from toolkit.runlog import LOG
+from toolkit.screen import bar
 
 
 def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str, Any]:
@@ -27,19 +29,14 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str
     Raises UserError for what the user can mend; an earlier evaluation is moved aside, not overwritten.
     """
     started = time.perf_counter()
-    suite = _suite(scope)  # an unknown task is said before the model is loaded
-    sections = [section for section in (recipe.sft, recipe.dpo) if section]
-    console.print(f"[dim]loading {recipe.model.path}[/]")
-    loaded = model.load(recipe, max(section.max_length for section in sections))
+    suite = _suite(scope, console)  # an unknown task is said before the model is loaded
     reference = _reference(recipe, run, scope)
-    needed = {*scope.models, reference} - {"base", None}
-    model.load_adapters(loaded, {name: run.of(name).adapter for name in MODELS if name in needed})
-    loaded.model.eval()
-
+    with bar(console, f"loading {recipe.model.path}", None):
+        loaded = _load(recipe, run, {*scope.models, reference})
     moved = run.move_aside()
+    LOG.open(run.log, console)
     if moved:
         console.print(f"[dim]the evaluation that was there is now {moved}[/]")
-    run.path.mkdir(parents=True, exist_ok=True)
     measuring = _Measuring(recipe, loaded, oom.Recovery(run.path / oom.EVENTS, console), console)
     rows = Rows()
     left_out = {
@@ -57,19 +54,33 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str
     }
     for name in scope.models if suite else ():
         with bar(console, f"{name}: {', '.join(suite.asked.names)}", None), _as(loaded, name):
-            report["models"][name] |= suite.run(recipe, loaded, name)
+            try:
+                report["models"][name] |= suite.run(recipe, loaded, name)
+            except UserError as error:  # what was measured so far is not lost for it
+                report["left_out"][f"{name}.tasks"] = str(error)
     report["wall_seconds"] = time.perf_counter() - started
     write_json(run.report, report)
     show_evaluation(report, console)
     return report
 
 
-def _suite(scope: Scope) -> Any:
+def _load(recipe: Recipe, run: RunDir, names: set[str | None]) -> model.Loaded:
+    """The base with the adapters of these models beside each other."""
+    sections = [section for section in (recipe.sft, recipe.dpo) if section]
+    loaded = model.load(recipe, max(section.max_length for section in sections))
+    adapters = {name: run.of(name).adapter for name in MODELS if name in names and name != "base"}
+    model.load_adapters(loaded, adapters)
+    loaded.model.eval()
+    return loaded
+
+
+def _suite(scope: Scope, console: Console) -> Any:
     if scope.tasks is None:
         return None
-    from toolkit.engine import benchmarks  # an optional package, and seconds of import
+    with bar(console, f"fetching the rows of {', '.join(scope.tasks.names)}", None):
+        from toolkit.engine import benchmarks  # an optional package, and seconds of import
 
-    return benchmarks.load(scope.tasks)
+        return benchmarks.load(scope.tasks)
 
 
 def _reference(recipe: Recipe, run: RunDir, scope: Scope) -> str | None:
