@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 # Two seeds then move an end by about a hundredth of the interval's width; 2,000 rows take half a second.
 NUM_RESAMPLES = 10_000
+FEW_ROWS = 10
 CHUNK = 2**20  # numbers drawn at one time: 8 MiB, however many rows there are
 
 # Rows that a yes/no measure is given beside its own. 96 yeses out of 96 resample to nothing but 96 yeses, which
@@ -96,7 +97,7 @@ class Resampled:
             drawn = np.random.default_rng(self._seed).binomial(pool, yes / pool, NUM_RESAMPLES)
             low, high = np.quantile(drawn / pool, tails(CONFIDENCE))
         else:
-            low, high = expanded(self._values[key], num_rows)
+            low, high = expanded(self._values[key], rows.value, num_rows)
         return Interval(rows.value, float(low), float(high), num_rows)
 
     def difference(self, one: Hashable, other: Hashable) -> Difference:
@@ -115,7 +116,7 @@ class Resampled:
             low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / pool, tails(CONFIDENCE))
             p_value = mcnemar(wins, losses)
         else:
-            low, high = expanded(self._values[one] - self._values[other], num_rows)
+            low, high = expanded(self._values[one] - self._values[other], mine.value - theirs.value, num_rows)
             p_value = swapped(apart, self._seed)
         return Difference(mine.value - theirs.value, float(low), float(high), p_value, num_rows)
 
@@ -143,15 +144,18 @@ def resampled_sums(columns: Floats, seed: int) -> Floats:
     return sums
 
 
-def expanded(resamples: Floats, num_rows: int) -> tuple[float, float]:
+def expanded(resamples: Floats, value: float, num_rows: int) -> tuple[float, float]:
     """The ends of the expanded percentile interval of Hesterberg (2015), The American Statistician 69.
 
     A percentile interval of n rows is too narrow by sqrt((n - 1) / n) and by the normal quantile in place of
-    Student's; both are made good by taking percentiles further out. (NaN, NaN) for a single row.
+    Student's; both are made good by taking percentiles further out. Resamples of FEW_ROWS have none far enough out:
+    there it is the t interval with the bootstrap's standard error, symmetric and wide. (NaN, NaN) for a single row.
     """
     if num_rows < 2 or not np.isfinite(resamples).all():
         return math.nan, math.nan
     reach = student_quantile(num_rows - 1) * math.sqrt(num_rows / (num_rows - 1))
+    if num_rows < FEW_ROWS:
+        return value - reach * float(resamples.std()), value + reach * float(resamples.std())
     tail = NormalDist().cdf(-reach)
     low, high = np.quantile(resamples, (tail, 1 - tail))
     return float(low), float(high)
@@ -162,11 +166,13 @@ def tails(confidence: float) -> tuple[float, float]:
 
 
 def student_quantile(freedom: int) -> float:
-    """Student's t that 97.5 % stay below: Abramowitz & Stegun 26.7.5, within 0.3 % from 4 degrees of freedom on.
-
-    Too small for fewer, where the interval reaches from the least to the greatest resample in any case.
-    """
-    z = NormalDist().inv_cdf(tails(CONFIDENCE)[1])
+    """Student's t that 97.5 % stay below: Abramowitz & Stegun 26.7.5, within 1 % from 3 degrees of freedom on."""
+    within = CONFIDENCE
+    if freedom == 1:
+        return math.tan(math.pi * within / 2)
+    if freedom == 2:
+        return within * math.sqrt(2 / (1 - within**2))
+    z = NormalDist().inv_cdf(tails(within)[1])
     terms = (
         z,
         (z**3 + z) / 4,
