@@ -135,7 +135,9 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
     is_gguf, problems = arguments.format in ("gguf", "ollama"), []
     quant = arguments.quant.lower() if arguments.quant else "q4_k_m" if is_gguf else None
     if quant and not is_gguf:
-        problems.append(f"--quant {arguments.quant} goes with --format gguf or ollama, not {arguments.format}")
+        problems.append(
+            f"--quant {arguments.quant} goes with --format gguf or ollama, not {arguments.format}"
+        )
     elif quant and quant not in QUANTS:
         problems.append(f"--quant {arguments.quant}: no such quantisation; one of {', '.join(QUANTS)}")
     if not arguments.push and (arguments.public or arguments.dry_run):

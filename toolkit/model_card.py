@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from toolkit.artefact import Wanted
 from toolkit.recipe import Source
 
+UNKNOWN_LICENCE = "unknown: the card of the base was not at hand. Look there before you share this"
 LOAD = {
     "adapter": """\
 import torch
@@ -47,9 +49,7 @@ print(llama.create_chat_completion([{{"role": "user", "content": {prompt}}}])["c
 """
 
 
-def write(
-    wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gguf: str | None = None, notes: tuple[str, ...] = ()
-) -> str:
+def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gguf: str | None = None) -> str:
     """The whole file. `licence` is what the base's own card says of it; None where that could not be read."""
     recipe, stage = wanted.recipe, wanted.stage
     front = ["---", f"base_model: {recipe.model.path}"]
@@ -57,16 +57,23 @@ def write(
         front.append(f"license: {licence}")
     if wanted.format in LOAD:
         front += [f"library_name: {'peft' if wanted.format == 'adapter' else 'transformers'}"]
-    front += ["pipeline_tag: text-generation", f"tags: [{'trl, ' if stage else ''}unsloth, {stage}, lora]", "---", ""]
+    front += [
+        "pipeline_tag: text-generation",
+        f"tags: [{'trl, ' if stage else ''}unsloth, {stage}, lora]",
+        "---",
+        "",
+    ]
     stages = [name for name in ("sft", "dpo") if getattr(recipe, name) and (name == stage or stage == "dpo")]
     lines = [
         f"# {recipe.name}: {stage}, {_format(wanted)}",
         "",
         recipe.description + ".",
         "",
-        f"- **Base**: {recipe.model.path}" + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
-        f"- **Licence**: {licence + ', as the card of the base says' if licence else 'unknown: the card of the base was not at hand. Look there before you share this'}",
-        f"- **Trained**: {' then '.join(name.upper() for name in stages)}, LoRA r={recipe.lora.r}, alpha={recipe.lora.lora_alpha}"
+        f"- **Base**: {recipe.model.path}"
+        + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
+        f"- **Licence**: {licence + ', as the card of the base says' if licence else UNKNOWN_LICENCE}",
+        f"- **Trained**: {' then '.join(name.upper() for name in stages)}, LoRA r={recipe.lora.r}, "
+        f"alpha={recipe.lora.lora_alpha}"
         f"{' on NF4 weights' if recipe.model.load_in_4bit else ''}, seed {recipe.seed}, with Unsloth and TRL",
     ]
     for name in stages:
@@ -76,7 +83,6 @@ def write(
             f"learning rate {section.learning_rate:g}, batch {section.effective_batch_size}, "
             f"{section.max_steps or f'{section.num_train_epochs:g} epochs'}{' (steps)' if section.max_steps else ''}"
         )
-    lines += [f"- {note}" for note in notes]
     lines += ["", "## Measures", "", *_measures(wanted, stages, parity)]
     lines += ["", "## Use", "", *_use(wanted, gguf)]
     return "\n".join(front + lines) + "\n"
@@ -98,7 +104,9 @@ def licence_of(base: Path) -> str | None:
 
 
 def _format(wanted: Wanted) -> str:
-    return {"adapter": "adapter", "merged_16bit": "merged, 16 bits"}.get(wanted.format, f"GGUF {wanted.quant}")
+    return {"adapter": "adapter", "merged_16bit": "merged, 16 bits"}.get(
+        wanted.format, f"GGUF {wanted.quant}"
+    )
 
 
 def _source(source: Source) -> str:
@@ -110,19 +118,23 @@ def _measures(wanted: Wanted, stages: list[str], parity: dict[str, Any] | None) 
     for name in stages:
         report = _read(wanted.run.of(name).report)
         if report.get("loss_first") is not None:
-            rows.append(f"- {name}: loss {report['loss_first']:.4f} to {report['loss_last']:.4f} in {report['num_steps']} steps")
+            rows.append(
+                f"- {name}: loss {report['loss_first']:.4f} to {report['loss_last']:.4f} in {report['num_steps']} steps"
+            )
         for key, value in (report.get("eval") or {}).items():
             if key in ("loss", "rewards/accuracies", "rewards/margins"):
                 rows.append(f"- {name}, held-out {key}: {value:.4f}")
     for key, value in (_read(wanted.run.of("eval").report).get(wanted.stage) or {}).items():
         if isinstance(value, dict) and isinstance(value.get("value"), float):
-            interval = f" [{value['low']:.4f}, {value['high']:.4f}]" if isinstance(value.get("low"), float) else ""
+            interval = (
+                f" [{value['low']:.4f}, {value['high']:.4f}]" if isinstance(value.get("low"), float) else ""
+            )
             rows.append(f"- {wanted.stage}, {key}: {value['value']:.4f}{interval}")
     if parity:
         rows.append(
             f"- this export against {parity['against']}: log-probs differ by {parity['mean_logprob_diff']:.4f} in the "
-            f"mean and {parity['max_logprob_diff']:.4f} at most, {parity['equal_greedy_fraction']:.1%} of greedy tokens "
-            "are equal (`parity.json`)"
+            f"mean and {parity['max_logprob_diff']:.4f} at most, {parity['equal_greedy_fraction']:.1%} of greedy "
+            "tokens are equal (`parity.json`)"
         )
         if other := parity.get("quantisation"):
             rows.append(
@@ -142,13 +154,15 @@ def _use(wanted: Wanted, gguf: str | None) -> list[str]:
         section = recipe.stage(wanted.stage)  # type: ignore[arg-type]
         code = LLAMA_CPP.format(file=gguf, prompt=prompt, max_length=section.max_length)
     else:
-        arguments = ["folder", "device_map=\"auto\"", 'dtype="auto"']
+        arguments = ["folder", 'device_map="auto"', 'dtype="auto"']
         if recipe.model.load_in_4bit:
             arguments.append(
                 'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
                 "        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)"
             )
-        code = LOAD[wanted.format].format(folder=folder, arguments="\n    " + ",\n    ".join(arguments) + ",\n")
+        code = LOAD[wanted.format].format(
+            folder=folder, arguments="\n    " + ",\n    ".join(arguments) + ",\n"
+        )
         code += ASK.format(prompt=prompt, max_new_tokens=recipe.compare.max_new_tokens)
     return ["```python", code.rstrip("\n"), "```"]
 

@@ -7,7 +7,6 @@ render. A template that cannot be said this way is refused with its reason.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,9 +74,9 @@ def pieces(template: ChatTemplate, adds_bos: bool) -> Pieces:
         raise UserError(f"the chat template refuses turns of user and assistant: {error}") from None
     user_before = between_2.removeprefix(ended)
     if not (between_2.startswith(ended) and before.endswith(user_before)):
-        user_before = os.path.commonprefix([before[::-1], between_2[::-1]])[::-1]
+        user_before = _common(before[::-1], between_2[::-1])[::-1]
     if not (between_1.startswith(closed) and asked.startswith(closed)):
-        closed = os.path.commonprefix([between_1, asked])
+        closed = _common(between_1, asked)
     found = Pieces(
         opening=before.removesuffix(user_before),
         system=None,
@@ -85,9 +84,7 @@ def pieces(template: ChatTemplate, adds_bos: bool) -> Pieces:
         assistant=(between_1.removeprefix(closed), between_2.removesuffix(user_before)),
         generation=asked.removeprefix(closed),
     )
-    found = Pieces(
-        found.opening, _system(render, user_before), found.user, found.assistant, found.generation
-    )
+    found = Pieces(found.opening, _system(render, user_before), found.user, found.assistant, found.generation)
     _prove(found, render)
     return found
 
@@ -146,6 +143,12 @@ def _apart(text: str) -> list[str]:
             raise UserError("the chat template drops or reorders turns: Ollama's templates cannot say that")
         parts.append(before)
     return [*parts, text]
+
+
+def _common(one: str, other: str) -> str:
+    """What both begin with."""
+    length = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    return one[: min(len(one), len(other)) if length is None else length]
 
 
 def _go(text: str) -> str:

@@ -62,7 +62,7 @@ def _upload(
     sleep: Callable[[float], None],
 ) -> str:
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     if get_token() is None:
@@ -71,7 +71,9 @@ def _upload(
             "(huggingface.co/settings/tokens)"
         )
     api = HfApi()
-    message = f"{wanted.recipe.name}, {wanted.stage}: {wanted.format}" + (f" {wanted.quant}" if wanted.quant else "")
+    message = f"{wanted.recipe.name}, {wanted.stage}: {wanted.format}" + (
+        f" {wanted.quant}" if wanted.quant else ""
+    )
     for attempt in range(1, ATTEMPTS + 1):
         try:
             url = api.create_repo(repository, private=not public, exist_ok=True)
@@ -85,11 +87,13 @@ def _upload(
                 raise UserError(_explain(error, status, repository)) from None
             if attempt == ATTEMPTS:
                 raise UserError(
-                    f"the Hub did not take {repository} in {ATTEMPTS} attempts ({manifest.redacted(str(error)).splitlines()[0]}): "
-                    "run the same command again later; what is there already is not sent again"
+                    f"the Hub did not take {repository} in {ATTEMPTS} attempts ({_words(error)}): run "
+                    "the same command again later; what is there already is not sent again"
                 ) from None
             pause = FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)
-            console.print(f"[yellow]the Hub answered {status or type(error).__name__}; again in {pause:g} s[/]")
+            console.print(
+                f"[yellow]the Hub answered {status or type(error).__name__}; again in {pause:g} s[/]"
+            )
             sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
@@ -101,16 +105,25 @@ def _status(error: BaseException) -> int | None:
 def _is_transient(error: BaseException, status: int | None) -> bool:
     import httpx
 
-    return status in TRANSIENT or (status is None and isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)))
+    return status in TRANSIENT or (
+        status is None and isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError))
+    )
 
 
 def _explain(error: BaseException, status: int | None, repository: str) -> str:
     if status == 401:
-        return "the Hub does not know this token (401): set HF_TOKEN to a valid one, or log in again with `hf auth login`"
+        return (
+            "the Hub does not know this token (401): set HF_TOKEN to a valid one, or log in again with "
+            "`hf auth login`"
+        )
     if status in (403, 404):
         return (
-            f"this token may not write to {repository} ({status}): take a repository of your own, and a token with the right "
-            "to write"
+            f"this token may not write to {repository} ({status}): take a repository of your own, and a token "
+            "with the right to write"
         )
-    said = manifest.redacted(str(error)).strip().splitlines() or [type(error).__name__]
-    return f"the Hub refused {repository}: {said[0]}"
+    return f"the Hub refused {repository}: {_words(error)}"
+
+
+def _words(error: BaseException) -> str:
+    """The first line of an error, without secrets."""
+    return (manifest.redacted(str(error)).strip().splitlines() or [type(error).__name__])[0]

@@ -61,7 +61,7 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
             console.print(f"[dim]checking: {_consumer(wanted)} answers the recipe's prompts[/]")
             measured = _verify(wanted, base, file, answered, ask)
         licence = model_card.licence_of(base or _cached(wanted))
-        card = model_card.write(wanted, licence, measured, file and file.name, tools.notes if tools else ())
+        card = model_card.write(wanted, licence, measured, file.name if file else None)
         write_text(wanted.temporary / "README.md", card)
         wanted.keep(verified=measured is not None)
     say(wanted, measured, console)
@@ -123,8 +123,9 @@ def say(wanted: Wanted, measured: dict[str, Any] | None, console: Console) -> No
         ):
             if figures:
                 console.print(
-                    f"  against {against}: next-token log-probs differ by {figures['mean_logprob_diff']:.4f} in the mean, "
-                    f"{figures['max_logprob_diff']:.4f} at most; {figures['equal_greedy_fraction']:.1%} of greedy tokens equal"
+                    f"  against {against}: next-token log-probs differ by "
+                    f"{figures['mean_logprob_diff']:.4f} in the mean, {figures['max_logprob_diff']:.4f} at most; "
+                    f"{figures['equal_greedy_fraction']:.1%} of greedy tokens equal"
                 )
         if measured.get("quantisation") and wanted.recipe.model.load_in_4bit:
             console.print(
@@ -141,7 +142,9 @@ def _building(wanted: Wanted) -> Iterator[None]:
     try:
         wanted.temporary.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"cannot write to {wanted.folder.parent}: {error.strerror}; choose --out DIR") from None
+        raise UserError(
+            f"cannot write to {wanted.folder.parent}: {error.strerror}; choose --out DIR"
+        ) from None
     try:
         yield
     finally:
@@ -169,7 +172,9 @@ def _verify(
     recipe, path = wanted.recipe, str(wanted.temporary)
     common = {"trust_remote_code": recipe.model.trust_remote_code, "quantise": False, "dtype": answered.dtype}
     if base is None:
-        got = ask([common | {"kind": "adapter", "path": path, "quantise": recipe.model.load_in_4bit}], answered)[0]
+        got = ask(
+            [common | {"kind": "adapter", "path": path, "quantise": recipe.model.load_in_4bit}], answered
+        )[0]
         against, tolerance = "the model as it was trained", SAME
         measured = parity.difference(got, answered.sequences)
     else:
@@ -180,14 +185,16 @@ def _verify(
         against = "the 16-bit base with the adapter beside it"
         tolerance = gguf.TOLERANCES[str(wanted.quant)] if file else MERGED[common["dtype"]]
         measured = parity.difference(got, reference["sequences"])
-    problems = parity.problems(measured, tolerance, answered.effect, against)
+    # coarse weights may differ by more than light training does; the 16-bit ones they are made of may not
+    effect = answered.effect if wanted.quant in (None, *gguf.WHOLE) else None
+    problems = parity.problems(measured, tolerance, against, effect)
     template = (wanted.run.adapter / "chat_template.jinja").read_text(encoding="utf-8")
     problems += parity.behaviour(got, answered, dated="strftime_now" in template)
     result: dict[str, Any] = measured | {"against": against, "tolerance": vars(tolerance)}
     if base is not None:
         result["quantisation"] = parity.difference(got, answered.sequences)
         loose = gguf.UNQUANTISED[str(wanted.quant)] if file else UNQUANTISED
-        problems += parity.problems(result["quantisation"], loose, answered.effect, "the model as it was trained")
+        problems += parity.problems(result["quantisation"], loose, "the model as it was trained")
         result["quantisation"]["tolerance"] = vars(loose)
     result |= {
         "dtype": common["dtype"],
@@ -248,7 +255,10 @@ def _refuse_code(folder: Path) -> None:
 def _copy_prompting(source: Path, target: Path) -> None:
     """Tokenizer, chat template and generation config: what is needed to ask the model and to know when it has ended."""
     for file in source.iterdir():
-        if file.suffix in (".json", ".jinja", ".model", ".txt") and file.name not in (MARK, "adapter_config.json"):
+        if file.suffix in (".json", ".jinja", ".model", ".txt") and file.name not in (
+            MARK,
+            "adapter_config.json",
+        ):
             shutil.copy(file, target)
     config = json.loads((target / "tokenizer_config.json").read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":

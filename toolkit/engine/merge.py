@@ -80,7 +80,9 @@ def read_lora(folder: Path) -> Lora:
         elif found.keys() == {"lora_embedding_A", "lora_embedding_B"}:  # (r, vocabulary), (width, r)
             updates[name] = (found["lora_embedding_A"].T, found["lora_embedding_B"].T)
         else:
-            raise UserError(f"the adapter in {folder} holds {', '.join(sorted(found))} of {name}: no LoRA pair")
+            raise UserError(
+                f"the adapter in {folder} holds {', '.join(sorted(found))} of {name}: no LoRA pair"
+            )
     divisor = math.sqrt(config["r"]) if config["use_rslora"] else config["r"]
     return Lora(config["lora_alpha"] / divisor, updates)
 
@@ -97,7 +99,9 @@ def shards(base: Path) -> dict[str, list[str]]:
         return dict(sorted(found.items()))
     single = base / "model.safetensors"
     if not single.is_file():
-        raise UserError(f"{base} has neither model.safetensors nor {INDEX}: no safetensors weights to merge onto")
+        raise UserError(
+            f"{base} has neither model.safetensors nor {INDEX}: no safetensors weights to merge onto"
+        )
     with safe_open(single, framework="pt") as file:
         return {single.name: list(file.keys())}
 
@@ -116,8 +120,8 @@ def check_base(base: Path, name: str, lora: Lora) -> None:
     problems = []
     if both := sorted(tied & lora.updates.keys()):
         problems.append(
-            f"the adapter changes {', '.join(both)}, and input and output embeddings of {name} are one tensor: no single "
-            "weight stands for both; export with --format adapter"
+            f"the adapter changes {', '.join(both)}, and input and output embeddings of {name} are one tensor: no "
+            "single weight stands for both; export with --format adapter"
         )
         unknown = [name for name in unknown if name not in tied]
     if unknown:
@@ -137,13 +141,13 @@ def check_room(base: Path, target: Path, lora: Lora, copies: float = 1) -> None:
     problems = []
     if free < disk:
         problems.append(
-            f"the export takes up to {disk:.1f} GiB on disk and {target.parent} has {free:.1f} GiB free: make room, or take "
-            "--out DIR on another disk"
+            f"the export takes up to {disk:.1f} GiB on disk and {target.parent} has {free:.1f} GiB free: make room, or "
+            "take --out DIR on another disk"
         )
     if available < ram:
         problems.append(
-            f"merging takes {ram:.1f} GiB of RAM (the largest of {len(sizes)} shards, a tensor in fp32, the adapter) and "
-            f"{available:.1f} GiB are available: close other programs, or take a machine with more"
+            f"merging takes {ram:.1f} GiB of RAM (the largest of {len(sizes)} shards, a tensor in fp32, the adapter) "
+            f"and {available:.1f} GiB are available: close other programs, or take a machine with more"
         )
     if problems:
         raise UserError(*problems)

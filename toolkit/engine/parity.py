@@ -29,7 +29,7 @@ from toolkit.turns import Messages
 
 TOP = 5
 ANSWER_TOKENS = 128  # of an answer at most: enough positions, seconds rather than minutes on a GPU
-# An export further from the trained model than this share of what training changed is not that model.
+# Further away than this share of what training changed, 16-bit files are not that model, however little it changed.
 EFFECT_SHARE = 0.5
 
 
@@ -63,7 +63,8 @@ class Answered:
     @property
     def request(self) -> dict[str, Any]:
         asked = [
-            {key: sequence[key] for key in ("prompt_ids", "answer_ids", "top_ids")} for sequence in self.sequences
+            {key: sequence[key] for key in ("prompt_ids", "answer_ids", "top_ids")}
+            for sequence in self.sequences
         ]
         return {"chats": self.chats, "sequences": asked, "max_new_tokens": self.max_new_tokens}
 
@@ -136,9 +137,7 @@ def difference(one: dict[str, Any], other: list[dict[str, Any]]) -> dict[str, fl
     equal_greedy_fraction}, over all positions of all answers."""
     pairs = list(zip(one["sequences"], other, strict=True))
     diffs = torch.cat([_diffs(mine, theirs) for mine, theirs in pairs])
-    equal = [
-        a == b for mine, theirs in pairs for a, b in zip(mine["greedy"], theirs["greedy"], strict=True)
-    ]
+    equal = [a == b for mine, theirs in pairs for a, b in zip(mine["greedy"], theirs["greedy"], strict=True)]
     return {
         "max_logprob_diff": diffs.max().item(),
         "mean_logprob_diff": diffs.mean().item(),
@@ -146,8 +145,10 @@ def difference(one: dict[str, Any], other: list[dict[str, Any]]) -> dict[str, fl
     }
 
 
-def problems(measured: dict[str, float], tolerance: Tolerance, effect: float, against: str) -> list[str]:
-    """What is beyond the tolerance, in words; NaN is beyond any."""
+def problems(
+    measured: dict[str, float], tolerance: Tolerance, against: str, effect: float | None = None
+) -> list[str]:
+    """What is beyond the tolerance, in words; NaN is beyond any. With `effect`, also what is nearly the base model."""
     found = []
     for key in ("max_logprob_diff", "mean_logprob_diff"):
         if not measured[key] <= getattr(tolerance, key):
@@ -159,10 +160,10 @@ def problems(measured: dict[str, float], tolerance: Tolerance, effect: float, ag
             f"{measured['equal_greedy_fraction']:.1%} of the greedy tokens equal those of {against}, at least "
             f"{tolerance.equal_greedy_fraction:.0%} are due"
         )
-    if not measured["mean_logprob_diff"] <= EFFECT_SHARE * effect:
+    if effect is not None and not measured["mean_logprob_diff"] <= EFFECT_SHARE * effect:
         found.append(
-            f"the mean difference from {against}, {measured['mean_logprob_diff']:.4f}, is more than {EFFECT_SHARE:g} of what "
-            f"training changed ({effect:.4f}): this is nearly the base model, or another one"
+            f"the mean difference from {against}, {measured['mean_logprob_diff']:.4f}, is more than {EFFECT_SHARE:g} "
+            f"of what training changed ({effect:.4f}): this is nearly the base model, or another one"
         )
     return found
 
@@ -181,7 +182,9 @@ def behaviour(got: dict[str, Any], answered: Answered, dated: bool) -> list[str]
             f"{wrong[0] + 1}): the chat template or the tokenizer is another one"
         )
     if answered.end_of_turn not in got["ends"]:
-        found.append(f"the end-of-turn token {answered.end_of_turn} is not among its end tokens {got['ends']}: answers run on")
+        found.append(
+            f"the end-of-turn token {answered.end_of_turn} is not among its end tokens {got['ends']}: answers run on"
+        )
     on = [
         index + 1
         for index, (mine, theirs) in enumerate(zip(got["sequences"], answered.sequences, strict=True))
