@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from toolkit.artefact import Wanted
-from toolkit.recipe import Source
+from toolkit.recipe import Recipe, Source
 
 UNKNOWN_LICENCE = "unknown: the card of the base was not at hand. Look there before you share this"
 LOAD = {
@@ -52,14 +52,15 @@ print(llama.create_chat_completion([{{"role": "user", "content": {prompt}}}])["c
 def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gguf: str | None = None) -> str:
     """The whole file. `licence` is what the base's own card says of it; None where that could not be read."""
     recipe, stage = wanted.recipe, wanted.stage
-    front = ["---", f"base_model: {recipe.model.path}"]
+    local = is_local(recipe)
+    front = ["---"] if local else ["---", f"base_model: {recipe.model.path}"]
     if licence:
         front.append(f"license: {licence}")
     if wanted.format in LOAD:
         front += [f"library_name: {'peft' if wanted.format == 'adapter' else 'transformers'}"]
     front += [
         "pipeline_tag: text-generation",
-        f"tags: [{'trl, ' if stage else ''}unsloth, {stage}, lora]",
+        f"tags: [trl, unsloth, {stage}, lora]",
         "---",
         "",
     ]
@@ -69,7 +70,7 @@ def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gg
         "",
         recipe.description + ".",
         "",
-        f"- **Base**: {recipe.model.path}"
+        f"- **Base**: {recipe.model.path}{' (a folder, not on the Hub)' if local else ''}"
         + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         f"- **Licence**: {licence + ', as the card of the base says' if licence else UNKNOWN_LICENCE}",
         f"- **Trained**: {' then '.join(name.upper() for name in stages)}, LoRA r={recipe.lora.r}, "
@@ -86,6 +87,11 @@ def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gg
     lines += ["", "## Measures", "", *_measures(wanted, stages, parity)]
     lines += ["", "## Use", "", *_use(wanted, gguf)]
     return "\n".join(front + lines) + "\n"
+
+
+def is_local(recipe: Recipe) -> bool:
+    """Whether the base is a folder, which another machine does not find by its name."""
+    return Path(recipe.locate(recipe.model.path)).is_dir()
 
 
 def licence_of(base: Path) -> str | None:

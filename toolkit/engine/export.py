@@ -15,7 +15,7 @@ from rich.console import Console
 
 from toolkit import hardware, model_card, modelfile
 from toolkit.artefact import PARITY, RUNS_CODE, Wanted
-from toolkit.engine import gguf, hub, merge, model, parity
+from toolkit.engine import gguf, hub, llama_gguf, merge, model, parity
 from toolkit.engine.parity import Tolerance
 from toolkit.engine.progress import bar
 from toolkit.errors import UserError
@@ -42,6 +42,8 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
     _refuse_code(wanted.run.adapter)
     tools = gguf.tools(wanted) if wanted.format in ("gguf", "ollama") else None
     with _building(wanted):
+        if wanted.format == "ollama":  # first: a template that cannot be said costs no download then
+            write_text(wanted.temporary / "Modelfile", _modelfile(wanted))
         base = None
         if wanted.format != "adapter":
             base, lora = _base(wanted, console), merge.read_lora(wanted.run.adapter)
@@ -102,16 +104,17 @@ def _gguf(wanted: Wanted, base: Path, tools: gguf.Tools, console: Console) -> Pa
     merged(wanted, base, between, console)
     file = gguf.make(wanted, between, tools, console)
     shutil.rmtree(between)
-    if wanted.format == "ollama":
-        tokenizer = json.loads((wanted.run.adapter / "tokenizer_config.json").read_text(encoding="utf-8"))
-        bos, eos = tokenizer.get("bos_token"), tokenizer["eos_token"]
-        template = ChatTemplate(
-            (wanted.run.adapter / "chat_template.jinja").read_text(encoding="utf-8"), bos, eos
-        )
-        ends = [wanted.recipe.template.end_of_turn, eos]
-        adds_bos = gguf.adds_bos(wanted.run.adapter)
-        write_text(wanted.temporary / "Modelfile", modelfile.write(template, adds_bos, file.name, ends))
     return file
+
+
+def _modelfile(wanted: Wanted) -> str:
+    """Ollama's Modelfile. Raises UserError when the chat template cannot be said in it."""
+    source = wanted.run.adapter
+    tokenizer = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    bos, eos = tokenizer.get("bos_token"), tokenizer["eos_token"]
+    template = ChatTemplate((source / "chat_template.jinja").read_text(encoding="utf-8"), bos, eos)
+    ends = [wanted.recipe.template.end_of_turn, eos]
+    return modelfile.write(template, llama_gguf.adds_bos(source), gguf.target(wanted).name, ends)
 
 
 def say(wanted: Wanted, measured: dict[str, Any] | None, console: Console) -> None:
@@ -131,6 +134,11 @@ def say(wanted: Wanted, measured: dict[str, Any] | None, console: Console) -> No
             console.print(
                 "  [dim]the second line is what 16-bit weights under an adapter trained on NF4 change[/]"
             )
+    if wanted.format == "adapter" and model_card.is_local(wanted.recipe):
+        console.print(
+            f"[yellow]the base {wanted.recipe.model.path} is a folder of this machine: elsewhere the adapter "
+            "finds it only under the same path[/]"
+        )
     checked = "checked" if measured else "[yellow]not checked[/]"
     console.print(f"[bold green]exported[/] and {checked}: {wanted.folder}")
 

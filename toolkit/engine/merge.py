@@ -178,6 +178,7 @@ def merge(
                 weight_map[name] = file
                 advance(1)
         save_file(tensors, target / file, metadata={"format": "pt"})
+        (target / file).chmod(0o644)  # safetensors writes for the owner alone
         del tensors  # before the next shard is read, else there are two of them
     if len(files) > 1 or (base / INDEX).is_file():
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
