@@ -8,23 +8,23 @@
 Writes runs/<recipe>/export/<stage>-<format>/. With the same export already there, only --push does something.
 """
 
-from rich.console import Console
-
 from toolkit import artefact, cli, hardware, push
 from toolkit.recipe import load
+from toolkit.screen import Screen
 
 
 def main() -> None:
     parser = cli.options(__doc__)
     artefact.add_options(parser)
     arguments = parser.parse_args()
-    recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
+    recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
     wanted = artefact.wanted(recipe, arguments)
     if wanted.is_made():
         console.print(f"{wanted.folder} is this export already")
     else:
         cli.prepare(recipe, hardware.here(), console)
-        from toolkit.engine import export  # imports torch: only once there is something to make
+        with cli.importing(console):
+            from toolkit.engine import export  # imports torch: only once there is something to make
 
         export.run(wanted, console)
     if arguments.push:

@@ -73,6 +73,10 @@ class Wanted:
     def failed(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.failed")
 
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log.txt")
+
     def facts(self) -> dict[str, Any]:
         """What the export is made of; another value of any of them makes it another export."""
         return {

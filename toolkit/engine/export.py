@@ -17,9 +17,10 @@ from toolkit import hardware, model_card, modelfile
 from toolkit.artefact import PARITY, RUNS_CODE, Wanted
 from toolkit.engine import gguf, hub, llama_gguf, merge, model, parity
 from toolkit.engine.parity import Tolerance
-from toolkit.engine.progress import bar
 from toolkit.errors import UserError
 from toolkit.rundir import MARK, write_json, write_text
+from toolkit.runlog import LOG
+from toolkit.screen import bar
 from toolkit.template import ChatTemplate
 
 # What an export may differ by, in nats. Measured on the tiny recipe after DPO, on a CPU, beside each (maximum, mean;
@@ -40,6 +41,7 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
     `<name>.failed` and nothing bears the name of a whole one.
     """
     _refuse_code(wanted.run.adapter)
+    LOG.open(wanted.log, console)
     tools = gguf.tools(wanted) if wanted.format in ("gguf", "ollama") else None
     with _building(wanted):
         if wanted.format == "ollama":  # first: a template that cannot be said costs no download then

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 
 from toolkit.artefact import QUANTS, Wanted
 from toolkit.engine import merge
-from toolkit.engine.progress import bar
 from toolkit.errors import UserError
 from toolkit.masking import generation_prompt
 from toolkit.prompts import as_messages
+from toolkit.screen import bar
 from toolkit.template import ChatTemplate
 
 ARCHITECTURE = "LlamaForCausalLM"
