@@ -25,7 +25,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
-# Stage fields that change what is seen or kept of a run, not its weights.
+# Fields that change what is seen, kept or exported of a run, not its weights.
 WATCHING = {
     "logging_steps",
     "report_to",
@@ -33,6 +33,7 @@ WATCHING = {
     "save_steps",
     "save_total_limit",
     "per_device_eval_batch_size",
+    "base_16bit",
 }
 
 
@@ -57,10 +58,15 @@ class Architecture(Section):
 
 
 class Model(Section):
-    """The base model. `path` is a Hub id or a folder, looked up beside the recipe first."""
+    """The base model. `path` is a Hub id or a folder, looked up beside the recipe first.
+
+    `base_16bit` is the same model in 16 bits, for `run_export.py` to merge onto, where `path` is a pre-quantised
+    copy; null: `path` itself.
+    """
 
     path: str
     revision: str | None
+    base_16bit: str | None
     load_in_4bit: bool
     trust_remote_code: bool = False
     architecture: Architecture

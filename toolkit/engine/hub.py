@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -81,6 +81,25 @@ def check_base(recipe: Recipe, path: str) -> None:
     ]
     if wrong:
         raise UserError(*wrong)
+
+
+def fetch_weights(path: str, revision: str | None) -> Path:
+    """The folder of a model's safetensors, configs and card in the local cache, fetched where they are absent.
+
+    Raises UserError: not there, gated, offline and not cached, a disk without room for it.
+    """
+    _check_disk(path, revision)
+    wanted = [f"*{ending}" for ending in WEIGHT_FILES] + ["README.md"]
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    except HUB_ERRORS as error:
+        raise UserError(explain(error, "model", path, revision)) from None
+
+
+def cached_folder(path: str, revision: str | None) -> Path:
+    """The folder of a model in the local cache, whatever of it is there; an empty path where nothing is."""
+    found = try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else Path()
 
 
 def explain(error: BaseException, kind: str, name: str, revision: str | None = None) -> str:
