@@ -40,6 +40,7 @@ REPORT_KEYS = (
     "allocator",
     "probe",
     "oom_events",
+    "reference",
     "answers",
     "notes",
 )
