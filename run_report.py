@@ -8,7 +8,7 @@ Writes runs/<recipe>/<stage>/report.html: one file that opens without network.
 
 from rich.console import Console
 
-from toolkit import cli, report_page
+from toolkit import cli, report_page, run_record
 from toolkit.errors import UserError
 from toolkit.recipe import load
 from toolkit.rundir import RunDir
@@ -17,7 +17,7 @@ from toolkit.rundir import RunDir
 def main() -> None:
     arguments = cli.options(__doc__).parse_args()
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
-    runs = [RunDir(arguments.runs, recipe.name, stage) for stage in report_page.STAGES]
+    runs = [RunDir(arguments.runs, recipe.name, stage) for stage in run_record.STAGES]
     pages = [page for run in runs if (page := report_page.write(run))]
     if not pages:
         raise UserError(

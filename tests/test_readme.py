@@ -42,6 +42,6 @@ def test_make_targets_and_requirement_files_exist() -> None:
 def test_the_tree_names_every_module() -> None:
     tree = README.partition("## The house")[2].partition("## When")[0]
     for module in (ROOT / "toolkit").glob("*.py"):
-        assert module.name in tree or module.stem.startswith("memory_") or module.stem == "__init__", (
-            module.name
-        )
+        assert (
+            module.name in tree or module.stem.startswith(("memory_", "report_")) or module.stem == "__init__"
+        ), module.name

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from toolkit.curves import Series
+from toolkit.recipe import StageName
 from toolkit.rundir import ANSWERS, EVENTS, PREFIX, RunDir
 
 Outcome = Literal["finished", "running", "interrupted", "failed", "killed"]
 
+STAGES: tuple[StageName, ...] = get_args(StageName)
 NUM_EVENTS = 1000  # enough for any reader; a run that recovers at every step has more
 
 # What report.json holds of every run, whatever ended it; null where nothing is known.
@@ -38,6 +40,7 @@ REPORT_KEYS = (
     "allocator",
     "probe",
     "oom_events",
+    "reference",
     "answers",
     "notes",
 )

@@ -156,20 +156,26 @@ def _report(job: Job, trainer: Any, loaded: model.Loaded, train_seconds: float) 
     losses = [entry["loss"] for entry in history if "loss" in entry]
     tokens = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
     last_eval = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
-    return _known(job) | {
-        "outcome": "finished",
-        "reason": None,
-        "num_steps": trainer.state.global_step,
-        "wall_seconds": None,
-        "train_seconds": train_seconds,
-        "train_tokens": int(tokens[-1]) if tokens else None,
-        "loss_first": losses[0] if losses else None,
-        "loss_last": losses[-1] if losses else None,
-        "eval": {
-            key.removeprefix("eval_"): value for key, value in last_eval.items() if key.startswith("eval_")
-        },
-        "notes": loaded.notes,
-    }
+    return (
+        dict.fromkeys(run_record.REPORT_KEYS)
+        | _known(job)
+        | {
+            "outcome": "finished",
+            "reason": None,
+            "num_steps": trainer.state.global_step,
+            "wall_seconds": None,
+            "train_seconds": train_seconds,
+            "train_tokens": int(tokens[-1]) if tokens else None,
+            "loss_first": losses[0] if losses else None,
+            "loss_last": losses[-1] if losses else None,
+            "eval": {
+                key.removeprefix("eval_"): value
+                for key, value in last_eval.items()
+                if key.startswith("eval_")
+            },
+            "notes": loaded.notes,
+        }
+    )
 
 
 def _known(job: Job) -> dict[str, Any]:
