@@ -20,6 +20,20 @@ def pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log pi(reply | prompt), summed over its tokens: (len(rows),) for chosen and for rejected, fp32 on the CPU."""
     sequences = [(row.prompt_ids, reply) for row in rows for reply in (row.chosen_ids, row.rejected_ids)]
+    values = all_replies(model, sequences, pad_token_id, advance)
+    return values[0::2], values[1::2]
+
+
+def all_replies(
+    model: Any,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    pad_token_id: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> torch.Tensor:
+    """log pi(reply | prompt) of any number of (prompt_ids, reply_ids): (len(sequences),), fp32 on the CPU.
+
+    In batches of similar length whose logits stay within LOGIT_BYTES.
+    """
     order = sorted(
         range(len(sequences)), key=lambda index: len(sequences[index][0]) + len(sequences[index][1])
     )
@@ -37,7 +51,7 @@ def pairs(
         values[indices] = replies(model, [sequences[index] for index in indices], pad_token_id).cpu()
         start += size
         advance(size)
-    return values[0::2], values[1::2]
+    return values
 
 
 def replies(model: Any, sequences: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> torch.Tensor:
