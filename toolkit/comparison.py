@@ -113,14 +113,16 @@ def streaming(
     if not console.is_terminal:
         yield lambda name, texts: None
         return
-    answers: dict[str, dict[int, str]] = {name: {} for name in names}
-    shown = [0.0]
+    heard: dict[str, Callable[[], dict[int, str]]] = dict.fromkeys(names, dict)
+    shown = 0.0
 
     def hear(name: str, texts: Callable[[], dict[int, str]]) -> None:
-        if monotonic() - shown[0] >= REFRESH_SECONDS:
-            answers[name] = texts()
+        nonlocal shown
+        heard[name] = texts
+        if monotonic() - shown >= REFRESH_SECONDS:
+            answers = {name: so_far() for name, so_far in heard.items()}
             live.update(_view(prompts, answers, name, console), refresh=True)
-            shown[0] = monotonic()
+            shown = monotonic()
 
     with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
         yield hear
@@ -185,7 +187,7 @@ def _view(
         line.truncate(console.width, overflow="ellipsis")
         parts.append(_exchange([{"role": "user", "content": line.plain}], texts, console, working))
     if len(prompts) > num:
-        parts.append(Text(f"and {len(prompts) - num} more prompts at the same time", "dim"))
+        parts.append(Text(f"and {len(prompts) - num} more at the same time", "dim"))
     return Group(*parts)
 
 

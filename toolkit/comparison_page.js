@@ -105,9 +105,9 @@ function drawMeasures() {
   const won = votes.size ? [["votes won", ...names.map((_, model) => String(count(model)))]] : [];
   const row = (cells) => make("tr", {}, ...cells.map((cell, at) => make(at ? "td" : "th", {}, cell)));
   const head = make("tr", {}, ...["", ...names].map((name) => make("th", { scope: "col" }, name)));
-  byId("measures").replaceChildren(
-    make("table", {}, make("thead", {}, head), make("tbody", {}, ...[...data.measures, ...won].map(row))),
-  );
+  const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...[...won, ...data.measures].map(row)));
+  const open = byId("measures").firstElementChild?.open ?? true;
+  byId("measures").replaceChildren(make("details", { open }, make("summary", {}, "measures"), table));
 }
 
 function drawAgainst() {
@@ -146,6 +146,9 @@ function answerCard(row, column) {
   const model = order(row)[column];
   const { ended, tokens } = data.rows[row];
   const size = make("span", {}, `${tokens[model]} tokens`);
+  const text = (at) => data.rows[row].words[order(row)[at]].join("");
+  const twin = names.findIndex((_, at) => at < column && text(at) === text(column));
+  if (twin >= 0) size.prepend(`same as ${label(row, twin)}, `);
   if (!ended[model]) size.append(make("span", { className: "cut" }, ", did not end"));
   const title = `${label(row, column)} is better for prompt ${row + 1}`;
   return make(

@@ -33,7 +33,8 @@ kbd { border: 1px solid var(--line); border-radius: .25rem; padding: 0 .3rem; fo
   padding: .6rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
 .bar input { flex: 1 1 12rem; min-width: 8rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+summary { cursor: pointer; color: var(--quiet); margin-top: .5rem; }
+table { border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem 1rem .15rem 0; text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; font-weight: normal; color: var(--quiet); }
 thead th { border-bottom: 1px solid var(--line); }
@@ -75,7 +76,8 @@ BODY = """
 <p class="note" id="note"></p>
 <main id="rows"></main>
 <p class="note"><kbd>1</kbd> <kbd>2</kbd> \u2026 this one is better \u00b7 <kbd>t</kbd> tie \u00b7
-<kbd>s</kbd> skip \u00b7 <kbd>j</kbd> <kbd>k</kbd> next and previous \u00b7 <kbd>b</kbd> blind \u00b7 <kbd>/</kbd> search</p>
+<kbd>s</kbd> skip \u00b7 <kbd>j</kbd> <kbd>k</kbd> next and previous \u00b7
+<kbd>b</kbd> blind \u00b7 <kbd>/</kbd> search</p>
 <noscript><p>This page shows its rows by a script; comparison.md holds the same.</p></noscript>
 """
 

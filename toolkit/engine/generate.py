@@ -2,9 +2,10 @@
 
 Sampling gives each prompt dice of its own, seeded by the recipe's seed and the prompt's tokens: an answer depends
 neither on the batch it was in nor on the other prompts or their order, and every model gets the same dice. What
-remains is rounding: padding, and on a GPU the number of rows, change the last bits of the logits, so that a near-tie
-can fall the other way. With `mix_lengths: false` nothing is padded, and on a CPU that leaves nothing (measured by
-benchmarks/generation.py).
+remains is rounding: padding shifts a sum by a bit of bf16, and bitsandbytes multiplies a single row by another
+kernel than several, so that a near-tie can fall the other way. With `mix_lengths: false` nothing is padded and no
+row goes alone; on a CPU an answer is then the same in every batch. On a GPU kernels also change with the number of
+rows.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ def _answer_batch(
     loaded: Loaded, encodings: list[list[int]], indices: list[int], how: Compare, seed: int, on_step: OnStep
 ) -> list[Answer]:
     tokenizer, model = loaded.tokenizer, loaded.model
+    if len(encodings) == 1 and not how.mix_lengths:
+        encodings = encodings * 2  # a single row would take another kernel; the second is not heard
     batch = tokenizer.pad({"input_ids": encodings}, padding_side="left", return_tensors="pt").to(model.device)
     ends: list[int] = model.generation_config.eos_token_id
     heard = _Heard(loaded, indices, set(ends), on_step)
@@ -182,7 +185,7 @@ class _Heard(BaseStreamer):  # type: ignore[misc]
             self._is_prompt = False
             return
         seconds = time.perf_counter() - self._begun
-        for row, token in enumerate(value.tolist()):
+        for row, token in enumerate(value.tolist()[: len(self._ids)]):
             if not self._has_ended(row):
                 self._ids[row].append(token)
                 self._seconds[row] = seconds
