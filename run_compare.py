@@ -9,12 +9,11 @@
 Writes runs/<recipe>/compare/: comparison.html, comparison.md, comparison.jsonl, report.json. --chat writes nothing.
 """
 
-from rich.console import Console
-
 from toolkit import candidates, cli, hardware
 from toolkit.prompts import read_prompts
 from toolkit.recipe import load
 from toolkit.rundir import RunDir
+from toolkit.screen import Screen
 
 
 def main() -> None:
@@ -26,18 +25,18 @@ def main() -> None:
     what.add_argument("--prompts", metavar="FILE", help="one a line, or rows of a .jsonl; - is stdin")
     what.add_argument("--chat", action="store_true", help="talk with all the models at the terminal")
     arguments = parser.parse_args()
-    recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
+    recipe = load(arguments.recipe, tuple(arguments.set))
+    console = Screen(quiet=arguments.quiet and not arguments.chat)
     run = RunDir(arguments.runs, recipe.name, "compare")
     prompts = read_prompts(recipe, arguments.prompts)
     models = candidates.choose(recipe, run, arguments.models)
     cli.prepare(recipe, hardware.here(), console)
-    if arguments.chat:
-        from toolkit.engine import chat  # imports torch: only once there is something to run
+    with cli.importing(console):
+        from toolkit.engine import chat, compare  # they import torch: only once there is something to run
 
+    if arguments.chat:
         chat.run(recipe, run, models, console)
         return
-    from toolkit.engine import compare
-
     compare.run(recipe, run, models, prompts, console)
     console.print(f"[bold green]compared[/]; see {run.path / 'comparison.html'}", soft_wrap=True)
 

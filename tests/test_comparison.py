@@ -29,8 +29,13 @@ def row(prompt: str, *answers: str, earlier: str = "") -> dict[str, Any]:
     }
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def terminal(width: int, height: int) -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
+    return Console(file=Terminal(), force_terminal=True, width=width, height=height, color_system=None)
 
 
 def shown(console: Console) -> str:

@@ -14,11 +14,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from toolkit.panel import CTRL_C
 from toolkit.recipe import Recipe
+from toolkit.screen import is_live
 
 Row = dict[str, Any]
 MEASURES = (
@@ -110,7 +113,7 @@ def streaming(
     Yields a function of a model's name and one that gives {index of the prompt: its answer so far}. What stands
     there is only a view as high as the terminal, each cell the end of its answer, and is gone afterwards.
     """
-    if not console.is_terminal:
+    if not is_live(console):
         yield lambda name, texts: None
         return
     heard: dict[str, Callable[[], dict[int, str]]] = dict.fromkeys(names, dict)
@@ -121,7 +124,8 @@ def streaming(
         heard[name] = texts
         if monotonic() - shown >= REFRESH_SECONDS:
             answers = {name: so_far() for name, so_far in heard.items()}
-            live.update(_view(prompts, answers, name, console), refresh=True)
+            view = _view(prompts, answers, name, console)
+            live.update(Constrain(view, console.width - CTRL_C), refresh=True)
             shown = monotonic()
 
     with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:

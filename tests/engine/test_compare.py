@@ -108,7 +108,7 @@ def compared(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunD
 def test_a_comparison_leaves_whole_files_and_moves_the_earlier_one_aside(compared: Any) -> None:
     run, report, console = compared
     names = {path.name for path in run.path.iterdir()}
-    assert names == {"comparison.html", "comparison.md", "comparison.jsonl", "report.json"}
+    assert names == {"comparison.html", "comparison.md", "comparison.jsonl", "report.json", "log.txt"}
     assert json.loads(run.report.read_text()) == report
     assert list(run.path.parent.glob("compare.*/earlier"))
     rows = [json.loads(line) for line in (run.path / "comparison.jsonl").read_text().splitlines()]

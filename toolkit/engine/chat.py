@@ -15,6 +15,7 @@ from toolkit.engine import compare, generate, model
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
 from toolkit.rundir import RunDir, write_text
+from toolkit.screen import is_live
 from toolkit.turns import Messages
 
 HELP = """/reset          forget the conversation
@@ -28,14 +29,14 @@ HELP = """/reset          forget the conversation
 def run(recipe: Recipe, run: RunDir, folders: compare.Folders, console: Console) -> None:
     """Talks until /exit or the end of the input. Raises UserError for adapters that cannot be loaded."""
     loaded = compare.load(recipe, folders, console)
-    if console.is_terminal:
+    if is_live(console):
         console.print(f"[dim]{', '.join(folders)} answer; /help says what else there is[/]")
     Chat(recipe, loaded, list(folders), console).talk(_read_line(console))
 
 
 def _read_line(console: Console) -> Callable[[], str]:
     """Reads a line; on a terminal behind a prompt, with the line editing and history of readline."""
-    if not (console.is_terminal and sys.stdin.isatty()):
+    if not (is_live(console) and sys.stdin.isatty()):
         return input
     import readline  # noqa: F401  (gives input() its editing)
 
@@ -190,14 +191,14 @@ class _Growing:
 
     def finish(self, text: str) -> None:
         """Shows what is left of the answer."""
-        if self._console.is_terminal:
+        if is_live(self._console):
             self._show(text or "(empty)")
             self._console.print()
         else:
             self._console.out(comparison.visible(text or "(empty)"), highlight=False)
 
     def _show(self, text: str) -> None:
-        if self._console.is_terminal:
+        if is_live(self._console):
             self._console.out(comparison.visible(text[self._shown :]), end="", highlight=False)
             self._console.file.flush()
             self._shown = max(self._shown, len(text))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from toolkit.errors import UserError
 from toolkit.prompts import is_correct, last_turn, read_questions
 from toolkit.recipe import Recipe
 from toolkit.rundir import RunDir, finite, write_json, write_text
+from toolkit.runlog import LOG
+from toolkit.screen import is_live
 from toolkit.turns import Messages
 
 Folders = dict[str, Path | None]  # label of a model -> its adapter; None for the base
@@ -35,7 +38,7 @@ def run(
     Raises UserError for adapters that cannot be loaded onto the base, and prompts that it cannot be given.
     """
     started = time.perf_counter()
-    with run.locked():
+    with run.locked(), _whole(run, console) as folder:
         questions = read_questions(recipe)
         reference = _reference(recipe, run, folders)
         loaded = load(recipe, folders | reference, console)
@@ -58,8 +61,8 @@ def run(
             "models": models,
         }
         rows = [_row(prompt, index, answers) for index, prompt in enumerate(prompts)]
-        _write(recipe, run, rows, report)
-    if not console.is_terminal:  # there they were shown as they came
+        _write(recipe, folder, rows, report)
+    if not is_live(console):  # there they were shown as they came
         comparison.show_answers(rows, list(folders), console)
     comparison.show_measures(models, console)
     return report
@@ -124,7 +127,7 @@ def _answer(
                     )
                 seconds[name] += time.perf_counter() - begun
                 found[name].update(zip(sorted(indices), answers, strict=True))
-        if console.is_terminal:
+        if is_live(console):
             rows = [_row(prompts[index], index, found) for index in sorted(indices)]
             comparison.show_answers(rows, list(folders), console)
     all_answers = {name: [found[name][index] for index in range(len(prompts))] for name in folders}
@@ -186,21 +189,32 @@ def _measures(
 # Files -----------------------------------------------------------------------------------------------------
 
 
-def _write(recipe: Recipe, run: RunDir, rows: list[comparison.Row], report: dict[str, Any]) -> None:
-    """All files or none: written beside, then renamed; an earlier comparison is moved aside only then."""
-    temporary = run.path.with_name(".compare.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+@contextmanager
+def _whole(run: RunDir, console: Console) -> Iterator[Path]:
+    """A folder that takes the run's place when the block is done; only then is an earlier comparison moved aside.
+
+    log.txt grows in it. It stays, for that, when the block ends by a fault of ours, and goes when it ends otherwise.
+    """
+    folder = run.path.with_name(f"{run.path.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    LOG.open(folder / run.log.name, console)
     try:
-        lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
-        write_text(temporary / "comparison.jsonl", "".join(lines))
-        write_text(
-            temporary / "comparison.md", comparison.comparison_markdown(recipe, rows, report["models"])
-        )
-        write_text(temporary / "comparison.html", page(recipe, rows, report["models"]))
-        write_json(temporary / run.report.name, report)
+        yield folder
         run.move_aside()
         if run.path.exists():
-            run.path.rmdir()  # empty, or it had been moved
-        temporary.rename(run.path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            run.path.rmdir()  # it was empty
+        folder.rename(run.path)
+        LOG.path = run.log
+    except (UserError, KeyboardInterrupt):
+        LOG.close_file()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(recipe: Recipe, folder: Path, rows: list[comparison.Row], report: dict[str, Any]) -> None:
+    models = report["models"]
+    lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
+    write_text(folder / "comparison.jsonl", "".join(lines))
+    write_text(folder / "comparison.md", comparison.comparison_markdown(recipe, rows, models))
+    write_text(folder / "comparison.html", page(recipe, rows, models))
+    write_json(folder / "report.json", report)

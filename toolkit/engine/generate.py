@@ -49,6 +49,10 @@ class Answer:
     def num_tokens(self) -> int:
         return len(self.ids)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What is kept of it for readers."""
+        return {"text": self.text, "num_tokens": self.num_tokens, "ended": self.ended}
+
 
 def encode(loaded: Loaded, prompts: Sequence[Messages], how: Compare) -> list[list[int]]:
     """Token ids of each prompt as training saw it, up to where the answer begins.
