@@ -1,15 +1,15 @@
-"""Base, SFT and DPO answers side by side, with what can be measured.
+"""Base, SFT, DPO and any other adapters of one base side by side: their answers, and what can be measured of them.
 
     python run_compare.py --recipe tiny
-    python run_compare.py --recipe llama31_8b --prompts my_prompts.txt
-    python run_compare.py --recipe llama31_8b --set compare.do_sample=true
+    python run_compare.py --recipe llama31_8b --prompts my_prompts.jsonl
+    python run_compare.py --recipe tiny --models base,dpo,runs/tiny/dpo/checkpoints/checkpoint-80
+    python run_compare.py --recipe llama31_8b --set compare.do_sample=true --set seed=2
+    python run_compare.py --recipe tiny --chat
 
-Writes runs/<recipe>/compare/: comparison.md, comparison.jsonl, report.json.
+Writes runs/<recipe>/compare/: comparison.html, comparison.md, comparison.jsonl, report.json. --chat writes nothing.
 """
 
-from pathlib import Path
-
-from toolkit import cli, hardware
+from toolkit import candidates, cli, hardware
 from toolkit.prompts import read_prompts
 from toolkit.recipe import load
 from toolkit.rundir import RunDir
@@ -19,18 +19,26 @@ from toolkit.screen import Screen
 def main() -> None:
     parser = cli.options(__doc__)
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="one prompt a line, instead of the recipe's"
+        "--models", metavar="A,B", help="base, sft, dpo, or paths of adapters and checkpoints"
     )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--prompts", metavar="FILE", help="one a line, or rows of a .jsonl; - is stdin")
+    what.add_argument("--chat", action="store_true", help="talk with all the models at the terminal")
     arguments = parser.parse_args()
-    recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
+    recipe = load(arguments.recipe, tuple(arguments.set))
+    console = Screen(quiet=arguments.quiet and not arguments.chat)
+    run = RunDir(arguments.runs, recipe.name, "compare")
     prompts = read_prompts(recipe, arguments.prompts)
+    models = candidates.choose(recipe, run, arguments.models)
     cli.prepare(recipe, hardware.here(), console)
     with cli.importing(console):
-        from toolkit.engine import compare  # imports torch: only once there is something to run
+        from toolkit.engine import chat, compare  # they import torch: only once there is something to run
 
-    run = RunDir(arguments.runs, recipe.name, "compare")
-    compare.run(recipe, run, prompts, console)
-    console.print(f"[bold green]compared[/]; see {run.path / 'comparison.md'}")
+    if arguments.chat:
+        chat.run(recipe, run, models, console)
+        return
+    compare.run(recipe, run, models, prompts, console)
+    console.print(f"[bold green]compared[/]; see {run.path / 'comparison.html'}", soft_wrap=True)
 
 
 if __name__ == "__main__":

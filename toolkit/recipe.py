@@ -179,13 +179,17 @@ class Dpo(Stage):
 
 
 class Compare(Section):
-    """Prompts answered side by side, and `questions`: rows {messages, answer} that measure correct answers."""
+    """Prompts answered side by side, and `questions`: rows {messages, answer} that measure correct answers.
+
+    `mix_lengths` puts prompts of unlike length into one batch, padded; without it a batch holds one length only.
+    """
 
     prompts: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     questions: str | None
     system: str | None
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
+    mix_lengths: bool
     do_sample: bool
     temperature: PositiveFloat
     top_p: Annotated[float, Field(gt=0, le=1)]

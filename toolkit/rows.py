@@ -6,10 +6,20 @@ Pairs are split on turns, never on common characters: a first word that both rep
 from typing import Literal, NamedTuple
 
 from toolkit.reasons import Reason, Unusable
-from toolkit.schemas import Row, recognise, schema_of
+from toolkit.schemas import PROMPTS, Row, recognise, schema_of
 from toolkit.turns import Messages
 
-__all__ = ["Messages", "Pair", "Reason", "Row", "SystemTurns", "recognise", "to_messages", "to_pair"]
+__all__ = [
+    "Messages",
+    "Pair",
+    "Reason",
+    "Row",
+    "SystemTurns",
+    "recognise",
+    "to_messages",
+    "to_pair",
+    "to_prompt",
+]
 
 SystemTurns = Literal["keep", "merge"]
 
@@ -49,6 +59,23 @@ def to_pair(row: Row, schema: str, system: SystemTurns = "keep") -> Pair | Reaso
     return Pair(chosen[:-1], chosen[-1:], rejected[-1:])
 
 
+def to_prompt(row: Row, system: SystemTurns = "keep") -> Messages | Reason:
+    """What a row of any layout asks: its turns up to the last one that a model is to answer, or the reason why not.
+
+    Replies after it are left out. `system` as in `to_messages`.
+    """
+    filled = [read for column, read in PROMPTS.items() if row.get(column) is not None]
+    if not filled:
+        return Reason.MISSING_CONTENT
+    try:
+        messages = filled[0](row)
+        while messages and messages[-1]["role"] not in ("user", "tool"):
+            messages = messages[:-1]
+        return _in_order(messages, system, ends_on=("user", "tool"))
+    except Unusable as unusable:
+        return unusable.reason
+
+
 _MAY_FOLLOW = {
     "": ("system", "user"),
     "system": ("user",),
@@ -58,8 +85,8 @@ _MAY_FOLLOW = {
 }
 
 
-def _in_order(messages: Messages, system: SystemTurns) -> Messages:
-    """The same messages once their order is lawful, no turn is empty and the last one is a reply."""
+def _in_order(messages: Messages, system: SystemTurns, ends_on: tuple[str, ...] = ("assistant",)) -> Messages:
+    """The same messages once their order is lawful, no turn is empty and the last one is a reply, or `ends_on`."""
     if not messages:
         raise Unusable(Reason.NO_TURNS)
     if messages[0]["role"] == "system" and not messages[0]["content"].strip():
@@ -72,7 +99,7 @@ def _in_order(messages: Messages, system: SystemTurns) -> Messages:
         if not message["content"].strip() and role in ("user", "assistant"):
             raise Unusable(Reason.EMPTY_PROMPT if role == "user" else Reason.EMPTY_REPLY)
         before = role
-    if before != "assistant":
+    if before not in ends_on:
         raise Unusable(Reason.ENDS_ON_USER)
     if messages[0]["role"] != "system" or system == "keep":
         return messages

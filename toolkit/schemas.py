@@ -137,7 +137,7 @@ def _transcript_pair(row: Row) -> Conversations:
     return conversation("chosen"), conversation("rejected")
 
 
-# The table -------------------------------------------------------------------------------------------------
+# The tables ------------------------------------------------------------------------------------------------
 
 
 def _replies_are(*shapes: str) -> Callable[[Row], bool]:
@@ -198,4 +198,14 @@ SCHEMAS: dict[Kind, dict[str, Schema]] = {
         "chatml": Schema(_columns("chosen rejected"), _chatml_pair, _replies_are("chatml")),
         "transcript": Schema(_columns("chosen rejected"), _transcript_pair, _replies_are("transcript")),
     },
+}
+
+# What only asks. A row of any schema above holds one of these columns too; the first that is filled is read.
+PROMPTS: dict[str, Callable[[Row], Messages]] = {
+    "messages": _conversation("messages"),
+    "conversations": _conversation("conversations"),
+    "prompt": lambda row: _with_system(row, _prompted(row)),
+    "instruction": lambda row: _with_system(row, _asked(row)),
+    "question": lambda row: _with_system(row, _question(row)),
+    "chosen": lambda row: read_said("assistant", row["chosen"]),
 }

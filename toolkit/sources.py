@@ -65,6 +65,12 @@ def read_batches(files: Sequence[Path], num_rows: int = 1000) -> Iterator[list[R
 
 def read_rows(files: Sequence[Path]) -> Iterator[Row]:
     """One row after the other; errors as in `read_batches`."""
+    for _, row in read_numbered(files):
+        yield row
+
+
+def read_numbered(files: Sequence[Path]) -> Iterator[tuple[int, Row]]:
+    """Each row with its number in its file; errors as in `read_batches`."""
     columns: frozenset[str] | None = None
     for file in files:
         number = 0
@@ -76,7 +82,7 @@ def read_rows(files: Sequence[Path]) -> Iterator[Row]:
                 columns = columns if columns is not None else names
                 if not (names <= columns or names >= columns):
                     raise _Broken(number, _other_columns(names, columns))
-                yield row
+                yield number, row
         except _Broken as broken:
             raise UserError(f"{file}, row {broken.number}: {broken}") from None
         except (OSError, EOFError, zlib.error) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def compare(job: Job, loaded: model.Loaded, starting_adapter: Path | None) -> di
     try:
         before, after = _both(job, loaded, starting_adapter)
         rows = [
-            {"prompt": prompt, "before": asdict(one), "after": asdict(other)}
+            {"prompt": prompt, "before": one.to_dict(), "after": other.to_dict()}
             for prompt, one, other in zip(job.recipe.compare.prompts, before, after, strict=True)
         ]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

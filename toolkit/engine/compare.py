@@ -1,109 +1,220 @@
-"""Base, SFT and DPO side by side: one base in memory, adapters switched on it."""
+"""Models side by side: one base in memory, adapters switched on it; answers, measures, and the files they go to."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from toolkit.engine import data, generate, log_probs, model
+from toolkit import answer_measures, candidates, comparison
+from toolkit.comparison_page import page
+from toolkit.engine import generate, model, rewards
 from toolkit.engine.progress import bar
 from toolkit.errors import UserError
-from toolkit.prompts import as_messages, is_correct, read_questions
+from toolkit.prompts import is_correct, last_turn, read_questions
 from toolkit.recipe import Recipe
-from toolkit.report import comparison_markdown, show_comparison
-from toolkit.rundir import RunDir, write_json, write_text
+from toolkit.rundir import RunDir, finite, write_json, write_text
 from toolkit.runlog import LOG
+from toolkit.screen import is_live
+from toolkit.turns import Messages
 
-ADAPTERS = ("sft", "dpo")
+Folders = dict[str, Path | None]  # label of a model -> its adapter; None for the base
+REFERENCE = (
+    "_reference"  # the label of SFT's adapter where it is loaded but not compared; no model has such a one
+)
 
 
-def run(recipe: Recipe, run: RunDir, prompts: list[str], console: Console) -> dict[str, Any]:
-    """Answers the prompts with every model there is, measures each, writes the comparison. Returns the report.
+def run(
+    recipe: Recipe, run: RunDir, folders: Folders, prompts: list[Messages], console: Console
+) -> dict[str, Any]:
+    """Answers the prompts with every model, measures each, writes the comparison. Returns the report.
 
-    Raises UserError when no stage of the recipe has a finished adapter.
+    Raises UserError for adapters that cannot be loaded onto the base, and prompts that it cannot be given.
     """
     started = time.perf_counter()
-    adapters = {name: run.of(name).adapter for name in ADAPTERS if run.of(name).finished_with() is not None}
-    if not adapters:
-        raise UserError(
-            f"nothing to compare: no finished adapter in {run.of('sft').adapter} or {run.of('dpo').adapter}; "
-            f"run `python run_sft.py --recipe {recipe.name}` and `python run_dpo.py --recipe {recipe.name}` first"
-        )
-    run.move_aside()
-    LOG.open(run.log, console)
-    questions = read_questions(recipe)
-    stages = [section for section in (recipe.sft, recipe.dpo) if section]
-    console.print(f"[dim]loading {recipe.model.path}[/]")
-    loaded = model.load(recipe, max(section.max_length for section in stages))
-    model.load_adapters(loaded, adapters)
-
-    asked = [as_messages(recipe, prompt) for prompt in prompts]
-    everything = asked + [question["messages"] for question in questions]
-    models: dict[str, dict[str, Any]] = {}
-    answers: dict[str, list[generate.Answer]] = {}
-    for name in ("base", *adapters):
-        begun = time.perf_counter()
-        with (
-            bar(console, f"{name}: {len(everything)} answers", len(everything)) as advance,
-            model.switched_to(loaded.model, name),
-        ):
-            answers[name] = generate.answer(loaded, everything, recipe.compare, recipe.seed, advance)
-        measured = answers[name][len(asked) :] if questions else answers[name]
-        models[name] = _measures(measured, questions) | {"generate_seconds": time.perf_counter() - begun}
-    if "dpo" in adapters:
-        models["dpo"]["preference_accuracy"] = _preference_accuracy(recipe, loaded, adapters, console)
-
-    rows = [
-        {"prompt": prompt, "answers": {name: answers[name][index].text for name in models}}
-        for index, prompt in enumerate(prompts)
-    ]
-    report = {
-        "recipe": recipe.name,
-        "device": model.device_name(),
-        "num_prompts": len(prompts),
-        "num_questions": len(questions),
-        "wall_seconds": time.perf_counter() - started,
-        "models": models,
-    }
-    write_text(
-        run.path / "comparison.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    )
-    write_text(run.path / "comparison.md", comparison_markdown(recipe, rows, models))
-    write_json(run.report, report)
-    show_comparison(rows, models, console)
+    with run.locked(), _whole(run, console) as folder:
+        questions = read_questions(recipe)
+        reference = _reference(recipe, run, folders)
+        loaded = load(recipe, folders | reference, console)
+        answers, seconds = _answer(recipe, loaded, folders, prompts, questions, console)
+        asked = prompts + [question["messages"] for question in questions]
+        models = {
+            name: _measures(asked, answers[name], questions, seconds[name], folders[name]) for name in folders
+        }
+        for label in reference:
+            measured = rewards.measure(recipe, loaded, label, asked, answers, console)
+            models = {name: models[name] | measured[name] for name in models}
+        report = {
+            "recipe": recipe.name,
+            "device": model.device_name(),
+            "num_prompts": len(prompts),
+            "num_questions": len(questions),
+            "reference": next((str(folder or candidates.BASE) for folder in reference.values()), None),
+            "compare": recipe.compare.model_dump(mode="json", exclude={"prompts"}) | {"seed": recipe.seed},
+            "wall_seconds": time.perf_counter() - started,
+            "models": models,
+        }
+        rows = [_row(prompt, index, answers) for index, prompt in enumerate(prompts)]
+        _write(recipe, folder, rows, report)
+    if not is_live(console):  # there they were shown as they came
+        comparison.show_answers(rows, list(folders), console)
+    comparison.show_measures(models, console)
     return report
 
 
-def _measures(answers: list[generate.Answer], questions: list[dict[str, Any]]) -> dict[str, Any]:
-    correct = [
-        is_correct(answer.text, question) for answer, question in zip(answers, questions, strict=False)
-    ]
+def load(recipe: Recipe, folders: Folders, console: Console) -> model.Loaded:
+    """The base with every adapter on it. Raises UserError naming each adapter that cannot be loaded."""
+    stages = [section for section in (recipe.sft, recipe.dpo) if section]
+    console.print(f"[dim]loading {recipe.model.path}[/]", highlight=False)
+    loaded = model.load(recipe, max(section.max_length for section in stages))
+    problems = []
+    for name, folder in folders.items():
+        if folder is not None:
+            try:
+                model.load_adapters(loaded, {name: folder})
+            except (RuntimeError, ValueError, OSError) as error:
+                problems.append(f"{folder} cannot be loaded onto {recipe.model.path}: {_last_line(error)}")
+    if problems:
+        raise UserError(*problems)
+    return loaded
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def _reference(recipe: Recipe, run: RunDir, folders: Folders) -> Folders:
+    """What rewards are measured against, under the label it is loaded by; {} without one."""
+    found = candidates.reference(recipe, run)
+    if found is None:
+        return {}
+    for label, folder in folders.items():
+        is_same = folder and found.folder and folder.samefile(found.folder)
+        if is_same or (folder is None and found.folder is None):
+            return {label: folder}
+    return {candidates.BASE if found.folder is None else REFERENCE: found.folder}
+
+
+# Answers ---------------------------------------------------------------------------------------------------
+
+
+def _answer(
+    recipe: Recipe,
+    loaded: model.Loaded,
+    folders: Folders,
+    prompts: list[Messages],
+    questions: list[dict[str, Any]],
+    console: Console,
+) -> tuple[dict[str, list[generate.Answer]], dict[str, float]]:
+    """Every model's answers to the prompts and then to the questions, and the seconds they took it."""
+    how, seconds = recipe.compare, dict.fromkeys(folders, 0.0)
+    found: dict[str, dict[int, generate.Answer]] = {name: {} for name in folders}
+    lengths = [len(ids) for ids in generate.encode(loaded, prompts, how)]
+    for indices in generate.batches(lengths, how):
+        batch = [prompts[index] for index in sorted(indices)]
+        with comparison.streaming(batch, list(folders), console) as hear:
+            for name in folders:
+                begun = time.perf_counter()
+                with model.switched_to(loaded.model, name):
+                    answers = generate.answer(
+                        loaded, batch, how, recipe.seed, on_step=lambda texts, name=name: hear(name, texts)
+                    )
+                seconds[name] += time.perf_counter() - begun
+                found[name].update(zip(sorted(indices), answers, strict=True))
+        if is_live(console):
+            rows = [_row(prompts[index], index, found) for index in sorted(indices)]
+            comparison.show_answers(rows, list(folders), console)
+    all_answers = {name: [found[name][index] for index in range(len(prompts))] for name in folders}
+    asked = [question["messages"] for question in questions]
+    for name in folders if asked else ():
+        begun = time.perf_counter()
+        with (
+            bar(console, f"{name}: {len(asked)} questions", len(asked)) as advance,
+            model.switched_to(loaded.model, name),
+        ):
+            all_answers[name] += generate.answer(loaded, asked, how, recipe.seed, advance)
+        seconds[name] += time.perf_counter() - begun
+    return all_answers, seconds
+
+
+def _row(prompt: Messages, index: int, answers: Any) -> comparison.Row:
     return {
-        "correct_fraction": sum(correct) / len(correct) if correct else None,
-        "ended_fraction": sum(answer.ended for answer in answers) / len(answers),
-        "mean_answer_tokens": sum(answer.num_tokens for answer in answers) / len(answers),
+        "prompt": last_turn(prompt),
+        "messages": prompt,
+        "answers": {name: of_model[index].text for name, of_model in answers.items()},
+        "measured": {
+            name: {
+                "num_tokens": of_model[index].num_tokens,
+                "ended": of_model[index].ended,
+                "seconds": of_model[index].seconds,
+            }
+            for name, of_model in answers.items()
+        },
     }
 
 
-def _preference_accuracy(
-    recipe: Recipe, loaded: model.Loaded, adapters: dict[str, Path], console: Console
-) -> float | None:
-    """Share of held-out pairs whose implicit reward against the reference prefers the chosen reply."""
-    rows = data.held_out_pairs(recipe, loaded)
-    if not rows:
-        return None
-    margins = {}
-    for name in ("dpo", "sft" if "sft" in adapters else "base"):
-        with (
-            bar(console, f"{name}: log-probs of {len(rows)} held-out pairs", 2 * len(rows)) as advance,
-            model.switched_to(loaded.model, name),
-        ):
-            chosen, rejected = log_probs.pairs(loaded.model, rows, loaded.tokenizer.pad_token_id, advance)
-        margins[name] = chosen - rejected
-    policy, reference = margins.values()
-    return torch.gt(policy, reference).float().mean().item()
+# Measures --------------------------------------------------------------------------------------------------
+
+
+def _measures(
+    asked: Sequence[Messages],
+    answers: list[generate.Answer],
+    questions: list[dict[str, Any]],
+    seconds: float,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Over all answers, but the correct ones: over those to the questions, which stand last."""
+    num_tokens = [answer.num_tokens for answer in answers]
+    to_questions = answers[len(answers) - len(questions) :]
+    correct = [is_correct(a.text, question) for a, question in zip(to_questions, questions, strict=True)]
+    return {
+        "adapter": None if folder is None else str(folder),
+        "num_answers": len(answers),
+        "correct_fraction": sum(correct) / len(correct) if correct else None,
+        "ended_fraction": sum(answer.ended for answer in answers) / len(answers),
+        **answer_measures.measures(
+            [last_turn(prompt) for prompt in asked], [answer.text for answer in answers], num_tokens
+        ),
+        "generate_seconds": seconds,
+        "tokens_per_second": sum(num_tokens) / seconds,
+    }
+
+
+# Files -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _whole(run: RunDir, console: Console) -> Iterator[Path]:
+    """A folder that takes the run's place when the block is done; only then is an earlier comparison moved aside.
+
+    log.txt grows in it. It stays, for that, when the block ends by a fault of ours, and goes when it ends otherwise.
+    """
+    folder = run.path.with_name(f"{run.path.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    LOG.open(folder / run.log.name, console)
+    try:
+        yield folder
+        run.move_aside()
+        if run.path.exists():
+            run.path.rmdir()  # it was empty
+        folder.rename(run.path)
+        LOG.path = run.log
+    except (UserError, KeyboardInterrupt):
+        LOG.close_file()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(recipe: Recipe, folder: Path, rows: list[comparison.Row], report: dict[str, Any]) -> None:
+    models = report["models"]
+    lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
+    write_text(folder / "comparison.jsonl", "".join(lines))
+    write_text(folder / "comparison.md", comparison.comparison_markdown(recipe, rows, models))
+    write_text(folder / "comparison.html", page(recipe, rows, models))
+    write_json(folder / "report.json", report)

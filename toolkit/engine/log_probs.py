@@ -28,13 +28,21 @@ def pairs(
     recovery: oom.Recovery | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log pi(reply | prompt), summed over its tokens: (len(rows),) for chosen and for rejected, fp32 on the CPU."""
-    sequences = [
-        Scored(row.prompt_ids + reply, [MASKED] * len(row.prompt_ids) + reply)
-        for row in rows
-        for reply in (row.chosen_ids, row.rejected_ids)
-    ]
-    values = sums(model, sequences, pad_token_id, advance, recovery)
+    replied = [(row.prompt_ids, reply) for row in rows for reply in (row.chosen_ids, row.rejected_ids)]
+    values = replies(model, replied, pad_token_id, advance, recovery)
     return values[0::2], values[1::2]
+
+
+def replies(
+    model: Any,
+    replied: Sequence[tuple[list[int], list[int]]],
+    pad_token_id: int,
+    advance: Callable[[int], None] = lambda count: None,
+    recovery: oom.Recovery | None = None,
+) -> torch.Tensor:
+    """log pi(reply | prompt) of any number of (prompt_ids, reply_ids): (len(replied),), fp32 on the CPU."""
+    scored = [Scored(prompt + reply, [MASKED] * len(prompt) + reply) for prompt, reply in replied]
+    return sums(model, scored, pad_token_id, advance, recovery)
 
 
 def sums(
@@ -88,6 +96,5 @@ def batch_sums(model: Any, sequences: Sequence[Scored], pad_token_id: int) -> to
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
     log_probs = logits.gather(2, ids[:, 1:, None]).squeeze(2) - logits.logsumexp(2)
-    return log_probs.where(is_scored[:, 1:], 0.0).sum(
-        1
-    )  # not times 0: a NaN in the prompt is none in the reply
+    # not times 0: a NaN in the prompt is none in the reply
+    return log_probs.where(is_scored[:, 1:], 0.0).sum(1)

@@ -189,7 +189,8 @@ def load_adapters(loaded: Loaded, folders: dict[str, Path]) -> None:
 def switched_to(peft_model: Any, name: str) -> AbstractContextManager[Any]:
     """The model answers as the adapter `name` in the block, or as the "base" without any."""
     if name == "base":
-        return peft_model.disable_adapter()  # type: ignore[no-any-return]
+        has_adapters = isinstance(peft_model, PeftModel)
+        return peft_model.disable_adapter() if has_adapters else nullcontext()
     peft_model.set_adapter(name)
     return nullcontext()
 
