@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from toolkit.recipe import names
+from toolkit.recipe import load, names
+from toolkit.rundir import RunDir
 
 STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo")]
 
@@ -97,3 +98,29 @@ def test_a_model_that_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pyt
         "sft", "--recipe", "tiny", "--set", "model.path=nobody/nothing", "--runs", tmp_path / "runs"
     )
     assert "model nobody/nothing is not in the local cache and HF_HUB_OFFLINE is set" in said
+
+
+def test_an_unfinished_run_keeps_the_settings_that_a_plan_once_chose(tmp_path: Path) -> None:
+    run = RunDir(tmp_path, "tiny", "sft")
+    run.start(load("tiny").trajectory("sft"))
+    run.hold_to({"memory.per_device_train_batch_size": 4, "memory.checkpoint_layers": 2})
+    command = [
+        sys.executable,
+        str(ROOT / "run_sft.py"),
+        "--recipe",
+        "tiny",
+        "--runs",
+        str(tmp_path),
+        "--plan",
+    ]
+
+    def settings(*more: str) -> tuple[int, int]:
+        done = subprocess.run([*command, "--json", *more], capture_output=True, text=True, check=True)
+        chosen = json.loads(done.stdout)["settings"]
+        return chosen["per_device_train_batch_size"], chosen["checkpoint_layers"]
+
+    assert settings() == (16, 0), "nothing is trained yet"
+    (run.checkpoints / "checkpoint-5").mkdir(parents=True)
+    assert settings() == (4, 2)
+    assert settings("--set", "memory.checkpoint_layers=1") == (4, 1), "to be refused with both values"
+    assert settings("--fresh") == (16, 0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def run(tmp_path: Path) -> RunDir:
 def finish(run: RunDir, **trajectory: object) -> None:
     run.start(trajectory)
     write_json(run.adapter / MARK, {"trajectory": trajectory})
+    run.record({"outcome": "finished"})
 
 
 def test_an_adapter_without_its_mark_is_none(run: RunDir) -> None:
@@ -55,6 +57,48 @@ def test_an_unfinished_run_goes_on_and_fresh_moves_it_aside_and_deletes_nothing(
     assert [(path / "metrics.jsonl").read_text() for path in kept if path] == ["0", "1", "2"]
 
 
+def test_one_that_died_after_its_adapter_and_before_its_report_is_not_finished(run: RunDir) -> None:
+    finish(run, seed=1)
+    run.record({"outcome": "running"})
+    assert run.finished_with() is not None and not run.is_finished({"seed": 1})
+
+
+def test_an_unfinished_run_holds_to_what_it_was_made_with_and_a_finished_one_to_its_recipe(
+    run: RunDir,
+) -> None:
+    run.start({"seed": 1})
+    run.hold_to({"packages.torch": "1", "packages.trl": "1", "memory.checkpoint_layers": 3})
+    run.hold_to({"packages.torch": "2"})
+    assert run.settings() == {}, "nothing is trained yet"
+    (run.checkpoints / "checkpoint-5").mkdir(parents=True)
+    assert run.settings() == {"checkpoint_layers": 3}
+    with pytest.raises(UserError, match=r"Changed: packages.torch: '2' then, '3' now$"):
+        run.hold_to({"packages.torch": "3", "packages.trl": "1"})
+    finish(run, seed=1)
+    assert run.is_finished({"seed": 1}) and run.settings() == {}
+
+
+def test_what_a_killed_process_was_writing_is_swept(run: RunDir) -> None:
+    run.start({})
+    (run.path / ".manifest.json.123.tmp").touch()
+    (run.path / ".adapter.tmp").mkdir()
+    run.start({})
+    assert [path.name for path in run.path.iterdir()] == ["manifest.json"]
+
+
+def test_what_finds_no_room_leaves_nothing_and_the_old_file_whole(run: RunDir) -> None:
+    write_json(run.report, {"old": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # the kernel's own refusal, as of a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_json(run.report, {"new": "x" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads(run.report.read_text()) == {"old": 1}
+    assert [path.name for path in run.path.iterdir()] == ["report.json"]
+
+
 def test_a_second_process_is_refused_with_the_name_of_the_first(run: RunDir) -> None:
     code = "from toolkit.rundir import RunDir; from pathlib import Path\n"
     code += f"with RunDir(Path({str(run.root)!r}), 'tiny', 'sft').locked(): pass"
@@ -69,6 +113,17 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "tiny").write_text("a file stands in the way")
     with pytest.raises(UserError, match="choose --runs DIR"):
         RunDir(tmp_path, "tiny", "sft").start({})
+
+
+def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        with pytest.raises(UserError, match="Read-only file system; choose --runs DIR"):
+            RunDir(tmp_path, "tiny", "sft").locked().__enter__()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_json_is_whole_or_absent_and_knows_no_nan(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import signal
 import sys
@@ -85,7 +86,12 @@ def start(stage: StageName, doc: str) -> Job | None:
     machine = hardware.here()
     named = arguments.gpu or (recipe.gpu if arguments.plan and machine.card is None else None)
     card = hardware.card(named) if named else machine.card
-    plan = memory.plan(recipe, stage, card, machine.ram_gib)
+    run = RunDir(arguments.runs, recipe.name, stage)
+    kept = {} if arguments.fresh or arguments.gpu else run.settings()
+    plan = memory.plan(memory.keeping(recipe, kept), stage, card, machine.ram_gib)
+    if kept and not plan.fits:
+        mend = "--fresh: begins again with settings that fit; those of the unfinished run here are kept otherwise"
+        plan = dataclasses.replace(plan, mends=(mend,))
     if arguments.plan:
         print(json.dumps(plan.to_dict(), indent=2)) if arguments.json else show_plan(
             recipe, stage, plan, console
@@ -93,7 +99,6 @@ def start(stage: StageName, doc: str) -> Job | None:
         if not plan.fits:
             raise UserError(does_not_fit(recipe, plan))
         return None
-    run = RunDir(arguments.runs, recipe.name, stage)
     if not arguments.fresh and run.is_finished(recipe.trajectory(stage)):
         console.print(
             f"{stage} of {recipe.name} is finished: {run.adapter}; --fresh moves it aside and starts again"

@@ -14,8 +14,11 @@ class UserError(Exception):
         self.problems = problems
 
 
-class Interrupted(Exception):
-    """A run was asked to stop by a signal and has saved what it had; `cli` exits with 128 + `signal`."""
+class Interrupted(BaseException):
+    """A run was asked to stop by a signal and has saved what it had; `cli` exits with 128 + `signal`.
+
+    Like KeyboardInterrupt no Exception: it comes in the middle of library code, which catches those.
+    """
 
     def __init__(self, signal: int, message: str):
         super().__init__(message)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,12 +14,11 @@ from typing import Any
 from toolkit.env import Environment
 from toolkit.hardware import Hardware, torch_build
 from toolkit.recipe import Recipe
+from toolkit.redaction import redacted
 
 ROOT = Path(__file__).resolve().parent.parent
 # A resumed run on another version of one of these may take other steps.
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo")
-# Hub tokens, API keys, and whatever stands behind a word that says it is one.
-SECRET = re.compile(r"(hf_\w{8,}|sk-\w{8,}|(?i:token|secret|password|api_?key)[=: ]+)(\S*)")
 
 
 def packages() -> dict[str, str | None]:
@@ -50,17 +47,60 @@ def describe(recipe: Recipe, machine: Hardware, environment: Environment) -> dic
 
 
 def now() -> str:
-    """This moment in UTC, the same text on every host."""
+    """This moment in UTC, the same text on every host. For people: nothing is decided by it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def redacted(text: str) -> str:
-    """The text without tokens, keys and passwords, whether given in it or in the environment."""
-    text = SECRET.sub(lambda match: "***" if match[1].startswith(("hf_", "sk-")) else f"{match[1]}***", text)
-    for name, value in os.environ.items():
-        if re.search(r"TOKEN|SECRET|PASSWORD|API_?KEY", name) and len(value) >= 6:
-            text = text.replace(value, "***")
-    return text
+def notes_on(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What someone who continues a run should know of the attempt before, and of the machine it ran on."""
+    notes = []
+    if before.get("outcome") == "running":
+        notes.append(
+            f"the attempt before ended without a word after its checkpoint of step {before['attempts'][-1]['step']}: "
+            "killed from outside (kill -9, power, or the kernel when the RAM ran out)"
+        )
+    for what in ("gpu", "cpu_count"):
+        then, here = before.get(what), now[what]
+        if then != here and not (what == "cpu_count" and now["gpu"]):
+            notes.append(
+                f"{what}: {then} then, {here} now: goes on, but no longer bit for bit as it would have there"
+            )
+    return notes
+
+
+def begun(recorded: dict[str, Any], from_step: int) -> dict[str, Any]:
+    """Facts of a new attempt at the run that `recorded` tells of; one that was killed could not say so itself."""
+    attempts = [
+        attempt | ({"outcome": "killed"} if attempt["outcome"] == "running" else {})
+        for attempt in recorded.get("attempts", [])
+    ]
+    started = now()
+    attempt = {
+        "command": redacted(" ".join(sys.argv)),
+        "started": started,
+        "ended": None,
+        "from_step": from_step,
+        "step": from_step,
+        "seconds": 0.0,
+        "outcome": "running",
+        "reason": None,
+    }
+    return {
+        "outcome": "running",
+        "reason": None,
+        "started": attempts[0]["started"] if attempts else started,
+        "ended": None,
+        "attempts": [*attempts, attempt],
+    }
+
+
+def noted(recorded: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """Facts of the attempt that runs, and the seconds of all of them, by a clock that no one sets back.
+
+    Those of a killed attempt count up to its last checkpoint; loading Python's packages is not in them.
+    """
+    attempts = [*recorded["attempts"][:-1], recorded["attempts"][-1] | facts]
+    return {"attempts": attempts, "total_seconds": sum(attempt["seconds"] for attempt in attempts)}
 
 
 def _version(name: str) -> str | None:

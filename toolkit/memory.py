@@ -17,7 +17,7 @@ from toolkit.hardware import CARDS, GIB, Card
 from toolkit.memory_phases import SEQUENCES, Phases, Settings
 from toolkit.recipe import Dpo, Recipe, StageName
 
-__all__ = ["Plan", "Settings", "plan"]
+__all__ = ["Plan", "Settings", "keeping", "plan"]
 
 # Past about 2,048 tokens a larger micro-batch buys almost nothing (dequantisation is 6% of a step there: computed).
 ENOUGH_TOKENS = 4096
@@ -120,6 +120,15 @@ def plan(recipe: Recipe, stage: StageName, card: Card | None, ram_gib: float) ->
         floor_seconds=None if seconds is None or section.max_steps is None else section.max_steps * seconds,
         mends=() if peak <= room.budget else _mends(recipe, stage, card, ram_gib, largest),
     )
+
+
+def keeping(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
+    """The recipe with what it leaves to the plan as an earlier plan chose it: an unfinished run keeps its settings.
+
+    Another choice, on a card with other memory, would give other sums and other bits.
+    """
+    left_open = {name: value for name, value in chosen.items() if getattr(recipe.memory, name) == "auto"}
+    return _with(recipe, "memory", recipe.memory.model_copy(update=left_open))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ is a mapping from item to bytes, made of `memory_terms`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from toolkit import memory_terms as terms
 from toolkit.hardware import GIB
@@ -30,6 +31,10 @@ class Settings:
     gradient_accumulation_steps: int
     checkpoint_layers: int
     loss_chunk_gib: float
+
+    def chosen(self) -> dict[str, Any]:
+        """By the names of the recipe's `memory`; accumulation follows from the stage's effective batch size."""
+        return {name: value for name, value in asdict(self).items() if name != "gradient_accumulation_steps"}
 
 
 class Phases:

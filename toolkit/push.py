@@ -12,9 +12,9 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from toolkit import manifest
 from toolkit.artefact import Wanted, files, read_mark
 from toolkit.errors import UserError
+from toolkit.redaction import redacted
 
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 2.0  # doubled each time: half a minute in all
@@ -126,4 +126,4 @@ def _explain(error: BaseException, status: int | None, repository: str) -> str:
 
 def _words(error: BaseException) -> str:
     """The first line of an error, without secrets."""
-    return (manifest.redacted(str(error)).strip().splitlines() or [type(error).__name__])[0]
+    return (redacted(str(error)).strip().splitlines() or [type(error).__name__])[0]

@@ -30,10 +30,12 @@ WATCHING = {
     "logging_steps",
     "report_to",
     "eval_steps",
-    "save_steps",
-    "save_total_limit",
     "per_device_eval_batch_size",
     "base_16bit",
+    "save_steps",
+    "save_minutes",
+    "save_within_seconds",
+    "save_total_limit",
 }
 
 
@@ -117,7 +119,9 @@ class Source(Section):
 class Stage(Section):
     """What both stages have: which rows, how they are cut, and how the optimizer walks over them.
 
-    `group_by_length` puts rows of like length into a batch: less padding, in an order fixed by the seed.
+    `group_by_length` puts rows of like length into a batch: less padding, in an order fixed by the seed. A checkpoint
+    is saved every `save_steps` steps, and `save_minutes` minutes after the last one; one that takes longer than
+    `save_within_seconds` is warned of.
     """
 
     datasets: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
@@ -144,6 +148,8 @@ class Stage(Section):
     report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)]
     eval_steps: PositiveInt | None
     save_steps: PositiveInt
+    save_minutes: PositiveFloat | None
+    save_within_seconds: PositiveFloat
     save_total_limit: PositiveInt
 
     @model_validator(mode="after")

@@ -37,6 +37,7 @@ REPORT_KEYS = (
     "planned_peak_gib",
     "planned_items_gib",
     "measured_peak_gib",
+    "checkpoint_seconds",
     "allocator",
     "probe",
     "oom_events",

@@ -6,9 +6,11 @@ written last.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UserError
+from toolkit.redaction import blanked
 
 MARK = "complete.json"
 SEAL, PREFIX = "sealed.json", "checkpoint-"  # of a whole checkpoint; the names of their folders
@@ -75,10 +78,12 @@ class RunDir:
         cannot be written, or holds a run that was made otherwise, listing each field with both values.
         """
         if not fresh:
-            self._refuse_other(self._recorded(), trajectory)
+            self._refuse_other("trajectory", trajectory)
         try:
             moved = self.move_aside() if fresh else None
             self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.glob(".*.tmp"):  # by a process that was killed while it wrote
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             self.record({"trajectory": trajectory})
         except OSError as error:
             raise UserError(
@@ -86,10 +91,29 @@ class RunDir:
             ) from None
         return moved
 
+    def hold_to(self, conditions: dict[str, Any]) -> None:
+        """Records what shapes the weights beside the recipe: package versions, settings, base, rows.
+
+        Raises UserError, listing each with both values, when an unfinished run was trained under other ones. A
+        finished run stays finished, whatever is installed later.
+        """
+        self._refuse_other("conditions", self._conditions() | conditions)
+        self.record({"conditions": self._conditions() | conditions})
+
+    def settings(self) -> dict[str, Any]:
+        """What a plan once chose for the run that is unfinished here, by field of the recipe's `memory`; else {}."""
+        if self._ended() or not self._has_checkpoints():
+            return {}
+        kept = self._conditions()
+        return {key.removeprefix("memory."): kept[key] for key in kept if key.startswith("memory.")}
+
     def is_finished(self, trajectory: dict[str, Any]) -> bool:
-        """Whether a whole adapter of this very run stands here. Raises UserError when one of another run does."""
-        self._refuse_other(self._recorded(), trajectory)
-        return self.finished_with() is not None
+        """Whether this very run came to its end here. Raises UserError when a run of other values stands here.
+
+        One that died between its adapter and its report is not finished: it does the rest again.
+        """
+        self._refuse_other("trajectory", trajectory)
+        return self._ended()
 
     def move_aside(self) -> Path | None:
         """Renames a directory that holds anything; None when there is nothing."""
@@ -160,21 +184,29 @@ class RunDir:
         except (OSError, ValueError):
             return {}
 
-    def _recorded(self) -> dict[str, Any] | None:
-        return self.read_manifest().get("trajectory")
+    def _conditions(self) -> dict[str, Any]:
+        return self.read_manifest().get("conditions") or {}
 
-    def _refuse_other(self, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-        if before is None or not (self.finished_with() or any(self.checkpoints.glob("checkpoint-*"))):
+    def _ended(self) -> bool:
+        return self.finished_with() is not None and self.read_manifest().get("outcome") == "finished"
+
+    def _has_checkpoints(self) -> bool:
+        return any(self.checkpoints.glob("checkpoint-*"))
+
+    def _refuse_other(self, what: str, now: dict[str, Any]) -> None:
+        before, now = self.read_manifest().get(what), blanked(now)
+        if before is None or not (self.finished_with() or self._has_checkpoints()):
             return  # nothing was trained yet: there is nothing to lose
+        known = before.keys() | now.keys() if what == "trajectory" else before.keys() & now.keys()
         changed = [
             f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
-            for field in sorted(before.keys() | now.keys())
+            for field in sorted(known)
             if before.get(field) != now.get(field)
         ]
         if changed:
-            what = "a finished" if self.finished_with() else "an unfinished"
+            kind = "a finished" if self.finished_with() else "an unfinished"
             raise UserError(
-                f"{self.path} holds {what} {self.stage} run that was made otherwise; --fresh moves it aside "
+                f"{self.path} holds {kind} {self.stage} run that was made otherwise; --fresh moves it aside "
                 f"and starts again, --runs DIR keeps both. Changed: {'; '.join(changed)}"
             )
 
@@ -203,16 +235,31 @@ def write_text(path: Path, text: str) -> None:
     """Writes a whole file or none: temporary name, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # the room it took is wanted
+        raise
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON, whole or not at all; NaN and infinity become null."""
-    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+    """JSON, whole or not at all; NaN and infinity become null, secrets are blanked."""
+    write_text(path, json.dumps(blanked(finite(value)), indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to disk: a rename lasts once its folder does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def finite(value: Any) -> Any:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from toolkit.errors import UserError
-from toolkit.manifest import redacted
+from toolkit.redaction import redacted
 
 OURS = logging.getLogger("toolkit")
 PRINTED = logging.getLogger("toolkit.printed")  # what libraries wrote to stdout and stderr

@@ -84,6 +84,10 @@ def _common(
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": stage.eval_steps,
         "prediction_loss_only": True,
+        "metric_for_best_model": "loss"
+        if evaluates
+        else None,  # whose checkpoint is kept beside the last ones
+        "greater_is_better": False if evaluates else None,
         "save_strategy": "steps",
         "save_steps": stage.save_steps,
         "save_total_limit": stage.save_total_limit,

@@ -25,7 +25,11 @@ def adapter(stage: Stage) -> bytes:
 def metrics(stage: Stage) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in stage.run.metrics.read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if not key.endswith(("runtime", "per_second"))}
+        {
+            key: value
+            for key, value in line.items()
+            if not key.endswith(("runtime", "per_second", "checkpoint_seconds"))
+        }
         for line in lines
     ]
 

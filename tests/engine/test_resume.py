@@ -1,29 +1,50 @@
-"""Killed, stopped, damaged: the same command again ends with the same weights, bit for bit."""
+"""Killed, stopped, damaged, out of room: the same command again ends with the same weights, bit for bit."""
 
 import errno
+import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from tests.conftest import ROOT
 from tests.engine.conftest import FEW_ROWS, Stage, run_stage, tiny
-from toolkit.engine import checkpoints, stage
-from toolkit.errors import UserError
+from toolkit import manifest
+from toolkit.engine import checkpoints, model, reference, sft, stage
+from toolkit.engine.pieces import OutOfMemoryRecovery
+from toolkit.errors import Interrupted, UserError
 
-STEPS = (
-    "sft.max_steps=8",
-    "dpo.max_steps=6",
+STEPS = (  # SFT's epoch has 4 steps and DPO's 3: both end in the middle of one
+    "sft.max_steps=7",
+    "dpo.max_steps=5",
     "sft.save_steps=3",
     "dpo.save_steps=2",
     "lora.lora_dropout=0.1",
 )
+FORWARDS = {
+    "sft": 5,
+    "dpo": 12,
+}  # before which a checkpoint of step 3 (2) is at most there; probe, reference pass
+LAYER = "bitsandbytes.nn:Linear4bit.forward", 28  # its calls in one forward pass
+BACKWARD = "accelerate:Accelerator.backward"
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(*args: object, **kwargs: object) -> None:
+    raise Stop
 
 
 def weights(stage: Stage | Path) -> bytes:
@@ -31,18 +52,21 @@ def weights(stage: Stage | Path) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-def start(name: str, runs: Path, *overrides: str) -> "subprocess.Popen[str]":
-    words = [word for override in (*FEW_ROWS, *overrides) for word in ("--set", override)]
-    command = [sys.executable, str(ROOT / f"run_{name}.py"), "--recipe", "tiny", "--runs", str(runs), *words]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def signalled(number: int, act: Any) -> Any:
+    """The same function, after a signal to this process."""
+
+    def send(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return act(*args, **kwargs)
+
+    return send
 
 
-def wait_for(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def killed(place: str, calls: int, signals: str, name: str, runs: Path) -> "subprocess.CompletedProcess[str]":
+    words = [word for override in (*FEW_ROWS, *STEPS) for word in ("--set", override)]
+    driver = [sys.executable, "-m", "tests.engine.killed", place, str(calls), signals, name]
+    command = [*driver, "--recipe", "tiny", "--runs", str(runs), *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -54,92 +78,298 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "tiny"
 
 
-@pytest.mark.parametrize(("name", "step"), [("sft", 3), ("dpo", 2)])
-def test_kill_9_and_again_gives_the_same_weights(name: str, step: int, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_killed_again_and_again_it_ends_with_the_same_weights(name: str, whole: Path, tmp_path: Path) -> None:
     if name == "dpo":
         shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
     run = tmp_path / "tiny" / name
-    process = start(name, tmp_path, *STEPS)
-    wait_for(process, (run / "checkpoints" / f"checkpoint-{step}").exists)
-    process.kill()
-    process.wait()
-    assert not (run / "adapter").exists()
-    again = start(name, tmp_path, *STEPS)
-    said = again.communicate()[0]
-    assert again.returncode == 0 and "continuing at step" in said, said
+    call = random.randint(1, FORWARDS[name] * LAYER[1])
+    done = killed(LAYER[0], call, "SIGKILL", name, tmp_path)
+    assert done.returncode == -signal.SIGKILL, (call, done.stdout, done.stderr)
+
+    gentle = name == "sft"
+    done = killed(BACKWARD, 3, "SIGTERM" if gentle else "SIGINT,SIGINT", name, tmp_path)
+    assert done.returncode == (143 if gentle else 130) and "Traceback" not in done.stdout + done.stderr, done
+    assert (
+        "the attempt before ended without a word" in " ".join(done.stdout.split())
+        or "passed over" not in done.stdout
+    )
+    if gentle:  # the step in flight ended
+        said = " ".join(done.stderr.split())
+        found = re.search(r"stopped at step (\d), \d+\.\d s after SIGTERM; the same command continues", said)
+        assert found and checkpoints.damage(run / "checkpoints" / f"checkpoint-{found[1]}") is None, said
+
+    assert killed("toolkit.engine.sealing:seal", 1, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert list((run / "checkpoints" / ".staging").glob("checkpoint-*/optimizer.pt")), (
+        "none was being written"
+    )
+    saving = "transformers:GenerationConfig.save_pretrained"
+    assert killed(saving, 1, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert (run / ".adapter.tmp" / "adapter_model.safetensors").exists() and not (run / "adapter").exists()
+
+    again, last = run_stage(tiny(*STEPS), name, tmp_path), {"sft": 7, "dpo": 5}[name]
     assert weights(run) == weights(whole / name)
-    steps = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
-    assert len(steps) == {"sft": 8, "dpo": 6}[name], "a step is logged twice or not at all"
+    assert f"continuing at step {last} of {last}" in again.shown
+    assert (
+        again.report["train_tokens"] == json.loads((whole / name / "report.json").read_text())["train_tokens"]
+    )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, last + 1)), (
+        "twice or not at all"
+    )
+    recorded = again.run.read_manifest()
+    story = [attempt["outcome"] for attempt in recorded["attempts"]]
+    assert story == ["killed", "interrupted", "killed", "killed", "finished"]
+    assert recorded["total_seconds"] == sum(attempt["seconds"] for attempt in recorded["attempts"])
+    assert not list(run.glob(".*")) and not (run / "checkpoints" / ".staging").exists(), "something was left"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_a_whole_checkpoint_first(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    process = start("sft", tmp_path, "sft.max_steps=1000", "sft.max_rows=null")
-    metrics = tmp_path / "tiny" / "sft" / "metrics.jsonl"
-    wait_for(process, lambda: metrics.exists() and '"step": 2' in metrics.read_text())
-    os.kill(process.pid, number)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == code, said
-    [checkpoint] = (tmp_path / "tiny" / "sft" / "checkpoints").iterdir()
-    assert checkpoints.damage(checkpoint) is None
-    assert "the same command continues from there" in " ".join(said.split()) and "Traceback" not in said
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_what_a_signal_drops_is_done_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 16 bit, in the middle of a step, in the first step of an epoch, and in an evaluation."""
+    recipe = tiny(
+        *STEPS,
+        "model.load_in_4bit=false",
+        "memory.per_device_train_batch_size=4",
+        f"{name}.effective_batch_size=16",
+        "dpo.max_rows=72",  # as SFT: 4 steps an epoch
+        f"{name}.max_steps=7",
+        f"{name}.eval_steps=2",
+        f"{name}.save_steps=100",
+    )
+    if name == "dpo":
+        run_stage(recipe, "sft", tmp_path)
+        shutil.copytree(tmp_path / "tiny", tmp_path / "whole" / "tiny")
+    undisturbed = run_stage(recipe, name, tmp_path / "whole")
+    left = 0
+
+    def counted(step: Any) -> Any:
+        def count(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*args, **kwargs)
+
+        return count
+
+    saved = []
+    for method, calls in (  # one call of a training step is the probe's
+        ("training_step", 1 + 2 * 4 + 2),
+        ("training_step", 1 + 2 * 4 + 1),
+        ("prediction_step", 1),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(OutOfMemoryRecovery, method, counted(getattr(OutOfMemoryRecovery, method)))
+            left = calls
+            with pytest.raises(Interrupted) as stopped:
+                run_stage(recipe, name, tmp_path)
+        assert stopped.value.signal == signal.SIGTERM
+        folder = tmp_path / "tiny" / name / "checkpoints"
+        saved.append(sorted(path.name for path in folder.iterdir())[-1])
+    assert saved == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    again = run_stage(recipe, name, tmp_path)
+    assert weights(again) == weights(undisturbed)
+    assert again.report["train_tokens"] == undisturbed.report["train_tokens"]
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+def test_a_signal_outside_training_leaves_nothing_half_made(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
+    for owner, name, number in (
+        (model, "set_tokens", signal.SIGINT),
+        (reference, "_log_probs", signal.SIGTERM),
+        (GenerationConfig, "save_pretrained", signal.SIGTERM),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, signalled(number, getattr(owner, name)))
+            with pytest.raises(Interrupted) as stopped:
+                run_stage(tiny(*STEPS), "dpo", tmp_path)
+        assert stopped.value.signal == number
+        run = tmp_path / "tiny" / "dpo"
+        assert not (run / "adapter").exists() and not (run / ".adapter.tmp").exists()
+    monkeypatch.setattr(stage.data, "prepare", signalled(signal.SIGHUP, stage.data.prepare))
+    assert weights(run_stage(tiny(*STEPS), "dpo", tmp_path)) == weights(whole / "dpo")
 
-    recipe = tiny(*STEPS)
-    done = run_stage(recipe, "sft", tmp_path)
-    shutil.rmtree(done.run.adapter)
-    folder = done.run.checkpoints
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "tiny")
+    shutil.rmtree(tmp_path / "tiny" / "sft" / "adapter")
+    folder = tmp_path / "tiny" / "sft" / "checkpoints"
     flipped = bytearray((folder / "checkpoint-6" / "optimizer.pt").read_bytes())
     flipped[1000] ^= 1
     (folder / "checkpoint-6" / "optimizer.pt").write_bytes(flipped)
-    (folder / "checkpoint-8" / "adapter_model.safetensors").write_bytes(b"")
-    before = done.console.export_text()
-    assert "passed over" not in before
-    again = run_stage(recipe, "sft", tmp_path)
+    (folder / "checkpoint-7" / "adapter_model.safetensors").write_bytes(b"")
+    again = run_stage(tiny(*STEPS), "sft", tmp_path)
     assert (
-        "checkpoint of step 8 is passed over: adapter_model.safetensors is not what was written"
+        "checkpoint of step 7 is passed over: adapter_model.safetensors is not what was written"
         in again.shown
     )
     assert "checkpoint of step 6 is passed over: optimizer.pt is not what was written" in again.shown
+    assert all(checkpoints.damage(folder / f"checkpoint-{step}") is None for step in (6, 7))
+    assert weights(again) == weights(whole / "sft")
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+# Checkpoints: when, how long, which stay -----------------------------------------------------------------------
+
+
+def test_the_last_two_and_the_best_by_evaluation_stay(tmp_path: Path) -> None:
+    spoiling = (
+        "sft.learning_rate=0.5",
+        "sft.warmup_steps=2",
+    )  # the first step has none, the second spoils it
+    done = run_stage(tiny(*STEPS, *spoiling, "sft.save_steps=1", "sft.eval_steps=1"), "sft", tmp_path)
+    losses = {
+        entry["step"]: entry["eval_loss"]
+        for entry in map(json.loads, done.run.metrics.read_text().splitlines())
+        if "eval_loss" in entry
+    }
+    best = min(losses, key=losses.__getitem__)
+    assert best == 1, losses
+    kept = sorted(path.name for path in done.run.checkpoints.iterdir())
+    assert kept == [f"checkpoint-{step}" for step in (1, 6, 7)]
+    state = json.loads((done.run.checkpoints / "checkpoint-7" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]) == done.run.checkpoints / "checkpoint-1"
+
+
+def test_by_minutes_too_and_a_slow_one_is_warned_of_once(whole: Path, tmp_path: Path) -> None:
+    rare = ("sft.save_steps=1000", "sft.save_minutes=1e-9", "sft.save_within_seconds=1e-9")
+    done = run_stage(tiny(*STEPS, *rare), "sft", tmp_path)
+    assert sorted(path.name for path in done.run.checkpoints.iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    assert done.shown.count("more than save_within_seconds 1e-09") == 1
+    lines = [json.loads(line) for line in done.run.metrics.read_text().splitlines()]
+    seconds = [line["checkpoint_seconds"] for line in lines if "checkpoint_seconds" in line]
+    assert len(seconds) == 7 and done.report["checkpoint_seconds"] == max(seconds) > 0
+    assert weights(done) == weights(whole / "sft"), "a checkpoint changes nothing"
+
+
+def test_nothing_depends_on_the_wall_clock(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = iter([False, True, False])
+    now = time.time()
 
-    def seal(checkpoint: Path) -> None:
-        if next(full):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        sealed(checkpoint)
+    def earlier() -> float:
+        nonlocal now
+        now -= 3600
+        return now
 
-    sealed = checkpoints.seal
-    monkeypatch.setattr(checkpoints, "seal", seal)
-    done = run_stage(tiny(*STEPS), "sft", tmp_path)
-    assert (
-        "checkpoint at step 6 not saved (No space left on device); the last good one is of step 3"
-        in done.shown
-    )
-    assert sorted(path.name for path in done.run.checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-8"]
+    monkeypatch.setattr(time, "time", earlier)
+    monkeypatch.setattr(sft.RecoveringSFTTrainer, "evaluate", stop)
+    with pytest.raises(Stop):
+        run_stage(tiny(*STEPS), "sft", tmp_path)
+    folder = tmp_path / "tiny" / "sft" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    os.utime(folder / "checkpoint-6", (now + 1e9, now + 1e9))
+    monkeypatch.undo()
+    again = run_stage(tiny(*STEPS), "sft", tmp_path)
+    assert "continuing at step 7 of 7" in again.shown and weights(again) == weights(whole / "sft")
+
+
+# A disk that refuses -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with as much room as a plan asks for, and little more."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=330m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Writes until nothing goes in any more."""
+    with (folder / "ballast").open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(bytes(2**20))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def test_a_full_disk_costs_checkpoints_and_ends_in_one_message(
+    whole: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoints.CheckpointClock.on_save
+
+    def fill_after_the_first(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        if not (small_disk / "ballast").exists():
+            fill(small_disk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.CheckpointClock, "on_save", fill_after_the_first)
+        with pytest.raises(UserError, match=r"take .* GiB and the disk of .* has 0\.00 GiB free"):
+            run_stage(tiny(*STEPS), "sft", small_disk)
+    run = small_disk / "tiny" / "sft"
+    [good] = (run / "checkpoints").iterdir()
+    assert good.name == "checkpoint-3" and checkpoints.damage(good) is None
+    with pytest.raises(UserError, match="No space left on device"):  # not even the manifest can be written
+        run_stage(tiny(*STEPS), "sft", small_disk)
+    (small_disk / "ballast").unlink()
+    again = run_stage(tiny(*STEPS), "sft", small_disk)
+    assert "continuing at step 3 of 7" in again.shown and weights(again) == weights(whole / "sft")
+
+
+def test_with_room_again_the_next_checkpoint_is_saved(
+    whole: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_end = checkpoints.CheckpointClock.on_step_end
+
+    def full_around_step_6(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            fill(small_disk)
+        if state.global_step == 7:
+            (small_disk / "ballast").unlink()
+        step_end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(checkpoints.CheckpointClock, "on_step_end", full_around_step_6)
+    done = run_stage(tiny(*STEPS), "sft", small_disk)
+    assert re.search(r"checkpoint at step 6 not saved \(.*\); the last good one is of step 3", done.shown)
+    assert sorted(path.name for path in done.run.checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-7"]
+    lines = [json.loads(line) for line in done.run.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 8))
     assert weights(done) == weights(whole / "sft")
+
+
+# What may not change on the way --------------------------------------------------------------------------------
 
 
 def test_what_shapes_the_weights_may_not_change_on_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(*args: object) -> None:
-        raise Stop
-
-    monkeypatch.setattr(stage.data, "prepare", stop)
+    rows = tmp_path / "rows.jsonl"
+    text = (ROOT / "recipes" / "tiny" / "sft.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    rows.write_text("\n".join(text), encoding="utf-8")
+    mine = (f"sft.datasets.0.path={rows}", "sft.max_rows=null", "sft.save_steps=1")
+    monkeypatch.setattr(model, "save_adapter", stop)
     with pytest.raises(Stop):
-        run_stage(tiny(), "sft", tmp_path)
-    (tmp_path / "tiny" / "sft" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"sft.learning_rate: .* then, 0.5 now"):
-        run_stage(tiny("sft.learning_rate=0.5"), "sft", tmp_path)
-    with pytest.raises(Stop):
-        run_stage(tiny("sft.logging_steps=7"), "sft", tmp_path)
+        run_stage(tiny(*mine, "sft.max_steps=2"), "sft", tmp_path)
+
+    def refused(*overrides: str) -> str:
+        with pytest.raises(UserError, match="an unfinished sft run that was made otherwise") as error:
+            run_stage(tiny(*mine, "sft.max_steps=2", *overrides), "sft", tmp_path)
+        return str(error.value)
+
+    assert "sft.learning_rate: 0.002 then, 0.5 now" in refused("sft.learning_rate=0.5")
+    assert "memory.per_device_train_batch_size: 16 then, 8 now" in refused(
+        "memory.per_device_train_batch_size=8"
+    )
+    now = manifest.packages()
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "packages", lambda: now | {"torch": "9.9"})
+        said = refused()
+    assert f"packages.torch: '{now['torch']}' then, '9.9' now" in said and "packages.trl" not in said
+    rows.write_text("\n".join([*text[1:], text[0]]), encoding="utf-8")
+    assert "rows.train: " in refused()
+    rows.write_text("\n".join(text), encoding="utf-8")
+    with pytest.raises(Stop):  # what only watches may change
+        run_stage(
+            tiny(*mine, "sft.max_steps=2", "sft.logging_steps=7", "sft.save_minutes=1"), "sft", tmp_path
+        )

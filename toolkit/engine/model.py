@@ -18,12 +18,13 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from unsloth import FastLanguageModel
 
 from toolkit import hardware
+from toolkit.engine import sealing
 from toolkit.engine.hub import check_base
 from toolkit.engine.quiet import quiet
 from toolkit.errors import UserError
 from toolkit.memory import Settings
 from toolkit.recipe import Architecture, Recipe
-from toolkit.rundir import MARK, RunDir, write_json
+from toolkit.rundir import MARK, RunDir
 from toolkit.template import ChatTemplate, read_template
 
 # Rows below this share of the median norm have hardly moved from their initialisation.
@@ -198,20 +199,23 @@ def switched_to(peft_model: Any, name: str) -> AbstractContextManager[Any]:
 def save_adapter(loaded: Loaded, run: RunDir, facts: dict[str, Any]) -> None:
     """Writes adapter, tokenizer, template and generation config under a temporary name, then renames.
 
-    `facts` go into the completion mark, which is written last: a folder without it is no adapter. Raises UserError
-    before anything is written when the disk lacks the room.
+    `facts` go into the completion mark, which is written last, with the hash of every file: a folder without it is
+    no adapter. Raises UserError when the disk lacks the room; the run then continues from its last checkpoint.
     """
     check_disk(loaded, run)
     temporary = run.path / ".adapter.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    with quiet():
-        loaded.model.save_pretrained(temporary, selected_adapters=["default"], save_embedding_layers=False)
-        loaded.tokenizer.save_pretrained(temporary)
-    loaded.model.generation_config.save_pretrained(temporary)
-    write_json(temporary / MARK, facts)
-    if run.adapter.exists():
-        shutil.rmtree(run.adapter)
-    temporary.rename(run.adapter)
+    try:
+        with quiet():
+            loaded.model.save_pretrained(
+                temporary, selected_adapters=["default"], save_embedding_layers=False
+            )
+            loaded.tokenizer.save_pretrained(temporary)
+        loaded.model.generation_config.save_pretrained(temporary)
+        sealing.seal(temporary, MARK, facts)
+        sealing.put_in_place(temporary, run.adapter)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # the room it took is wanted
 
 
 def check_disk(loaded: Loaded, run: RunDir, num_checkpoints: int = 0) -> None:

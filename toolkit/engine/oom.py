@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from rich.markup import escape
 
 from toolkit.engine import vram
 from toolkit.errors import UserError
+from toolkit.journal import Journal
 from toolkit.rundir import EVENTS as EVENTS
 
 Result = TypeVar("Result")
@@ -98,8 +98,7 @@ class Recovery:
             "error": failed.message,
         }
         self.events.append(event)
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(event) + "\n")
+        Journal(self.file, self.console.print).write(event)
         self.console.print(f"[yellow]out of memory ({event['where']}, step {step}):[/] {escape(action)}")
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from toolkit import panel
 from toolkit.engine.checkpoints import PREFIX, step_of
 from toolkit.hardware import GIB
+from toolkit.journal import Journal
 from toolkit.rundir import finite, write_text
 from toolkit.runlog import OURS
 from toolkit.screen import bar as bar
@@ -32,21 +33,22 @@ class Metrics(TrainerCallback):
     """
 
     def __init__(self, path: Path, console: Console, title: str, checkpoint: Path | None):
-        self._history = _forget_after(path, step_of(checkpoint) if checkpoint else 0)
+        self._history = _forget_after(path, step_of(checkpoint))
         self._checkpoint = checkpoint
-        self._stream = path.open("a", encoding="utf-8", buffering=1)
+        self._journal = Journal(path, lambda problem: console.print(f"[yellow]{problem}[/]"))
         self._console = console
         self._title = title
         self._live: Live | None = None
         self._state: panel.State | None = None
-        self._tokens = 0.0  # TRL counts from 0 in each process
+        self._tokens = 0.0
         self._since = self._step_ended = self._idle = 0.0
         self._paused = False
 
     # What the Trainer calls, in its order
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._since = self._step_ended = time.perf_counter()
+        self._since, self._tokens = time.perf_counter(), state.num_input_tokens_seen
+        self._step_ended = self._since
         self._state = shown = panel.State(
             self._title,
             state.max_steps,
@@ -84,8 +86,7 @@ class Metrics(TrainerCallback):
             seconds = now - self._since - self._idle
             logs["tokens_per_second"] = (logs["num_tokens"] - self._tokens) / max(seconds, 1e-9)
             self._since, self._idle, self._tokens = now, 0.0, logs["num_tokens"]
-        entry = finite({"step": state.global_step, **logs})
-        self._stream.write(json.dumps(entry) + "\n")
+        self._journal.write(finite({"step": state.global_step, **logs}))
         self._remember(logs)
         text = panel.line(state.global_step, state.max_steps, logs)
         if text and "train_runtime" not in logs:
@@ -122,7 +123,6 @@ class Metrics(TrainerCallback):
         if self._live:
             self._live.stop()
             self._live = None
-        self._stream.flush()
 
     # What they show
 

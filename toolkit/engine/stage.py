@@ -13,14 +13,27 @@ from rich.markup import escape
 from transformers import PrinterCallback, set_seed
 
 from toolkit import env, hardware, manifest, report_page, run_record, runlog
-from toolkit.engine import answers, checkpoints, data, hub, model, probe, recompute, trackers, vram
+from toolkit.engine import (
+    answers,
+    checkpoints,
+    data,
+    fingerprint,
+    hub,
+    model,
+    probe,
+    recompute,
+    sealing,
+    trackers,
+    vram,
+)
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
 from toolkit.engine.quiet import quiet
-from toolkit.errors import Interrupted
+from toolkit.errors import Interrupted, UserError
 from toolkit.job import Job
 from toolkit.length_groups import grouped_by_length
-from toolkit.rundir import write_json, write_text
+from toolkit.redaction import blanked, redacted
+from toolkit.rundir import MARK, RunDir, write_json, write_text
 from toolkit.screen import bar
 
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
@@ -34,55 +47,78 @@ def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
     looks finished then, and its manifest says why it ended.
     """
     stop = StopOnSignal(job.console)
-    with job.run.locked(), stop.listening():
+    with job.run.locked(), stop.listening(), _room(job.run):
+        started = time.monotonic()
         starting_adapter = job.run.starting_adapter(job.recipe.sft is not None)
+        if starting_adapter and (problem := sealing.damage(starting_adapter, MARK)):
+            raise UserError(
+                f"the adapter in {starting_adapter} is damaged: {problem}; run SFT again with --fresh"
+            )
         checkpoint = _start(job)
-        with _outcome(job), quiet():
-            return _train(job, build, starting_adapter, checkpoint, stop)
+        with _outcome(job, started), quiet():
+            return _train(job, build, starting_adapter, checkpoint, stop, started)
 
 
 def _start(job: Job) -> Path | None:
     """Makes the run directory what it is to be, and says in it how the run is made. Returns where it goes on."""
-    moved = job.run.start(job.recipe.trajectory(job.stage), job.fresh)
-    runlog.LOG.open(job.run.log, job.console)
+    run, console = job.run, job.console
+    moved = run.start(job.recipe.trajectory(job.stage), job.fresh)
+    runlog.LOG.open(run.log, console)
     if moved:
-        job.console.print(f"[dim]the run that was there is now {moved}[/]")
-    checkpoint = checkpoints.latest(job.run.checkpoints, job.console)
-    resumed_at = [] if checkpoint is None else [checkpoints.step_of(checkpoint)]
-    job.run.report.unlink(missing_ok=True)  # an earlier session's
-    write_text(job.run.path / "recipe.resolved.yaml", job.recipe.to_yaml())
+        console.print(f"[dim]the run that was there is now {moved}[/]")
+    run.hold_to({f"packages.{name}": version for name, version in manifest.packages().items()})
+    run.hold_to({f"memory.{name}": value for name, value in job.plan.settings.chosen().items()})
+    checkpoint = checkpoints.latest(run.checkpoints, console)
+    write_text(run.path / "recipe.resolved.yaml", blanked(job.recipe.to_yaml()))
+    before = run.read_manifest()
     described = manifest.describe(job.recipe, hardware.here(), env.require_prepared())
-    job.run.record(
-        described
-        | {
-            "outcome": "running",
-            "reason": None,
-            "started": manifest.now(),
-            "ended": None,
-            "resumed_from": checkpoint and checkpoint.name,
-            "resumed_at_steps": job.run.read_manifest().get("resumed_at_steps", []) + resumed_at,
-            "plan": job.plan.to_dict(),
-        }
-    )
+    for note in manifest.notes_on(before, described) if checkpoint else ():
+        console.print(f"[yellow]{note}[/]")
+    run.report.unlink(missing_ok=True)  # an earlier session's
+    step = checkpoints.step_of(checkpoint)
+    resumed = {
+        "resumed_from": checkpoint and checkpoint.name,
+        "resumed_at_steps": before.get("resumed_at_steps", []) + ([step] if checkpoint else []),
+    }
+    run.record(described | manifest.begun(before, step) | resumed | {"plan": job.plan.to_dict()})
     return checkpoint
 
 
 @contextlib.contextmanager
-def _outcome(job: Job) -> Iterator[None]:
+def _room(run: RunDir) -> Iterator[None]:
+    """A disk that refuses a file ends the run with one message; its last checkpoint is whole."""
+    try:
+        yield
+    except Exception as error:
+        problem = sealing.disk_problem(error)
+        if problem is None:
+            raise
+        raise UserError(
+            f"cannot write to {run.path}: {problem}. Make room there, or move it to another disk and name that with "
+            "--runs DIR; the same command then continues from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def _outcome(job: Job, started: float) -> Iterator[None]:
     """Records how the block ended, whatever ends it but a kill, and leaves a report of it."""
-    run = job.run
     try:
         yield
     except BaseException as error:
         runlog.fault(error)
         outcome = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-        reason = manifest.redacted(str(error)) or type(error).__name__
+        reason = redacted(str(error)) or type(error).__name__
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-            run.record({"outcome": outcome, "reason": reason, "ended": manifest.now()})
+            _end(job.run, started, outcome, reason)
         _write_report(job, {"outcome": outcome, "reason": reason})
         raise
-    run.record({"outcome": "finished", "ended": manifest.now()})
+    _end(job.run, started, "finished", None)
     _write_report(job, None)
+
+
+def _end(run: RunDir, started: float, outcome: str, reason: str | None) -> None:
+    end = {"outcome": outcome, "reason": reason, "ended": manifest.now()}
+    run.record(end | manifest.noted(run.read_manifest(), **end, seconds=time.monotonic() - started))
 
 
 def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
@@ -98,9 +134,13 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
 
 
 def _train(
-    job: Job, build: BuildTrainer, starting_adapter: Path | None, checkpoint: Path | None, stop: StopOnSignal
+    job: Job,
+    build: BuildTrainer,
+    starting_adapter: Path | None,
+    checkpoint: Path | None,
+    stop: StopOnSignal,
+    started: float,
 ) -> dict[str, Any]:
-    started = time.perf_counter()
     recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
     set_seed(recipe.seed)
 
@@ -117,19 +157,20 @@ def _train(
     if section.group_by_length:
         order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
         prepared.train = prepared.train.select(order)
+    _identify(job, starting_adapter, prepared)
 
     trainer = build(job, loaded, prepared)
     trainer.remove_callback(PrinterCallback)
     layers = recompute.Recompute(settings.checkpoint_layers)
     probed = probe.Probe(trainer, layers, job.plan.peak_gib, job.plan.items_gib["optimizer"])
     title = f"{job.stage} · {recipe.name}"
+    clock = checkpoints.CheckpointClock(trainer, section, run, started)
     timeline, metrics = vram.Timeline(), Metrics(run.metrics, console, title, checkpoint)
-    for callback in (layers, probed, timeline, metrics, stop):  # each relies on the ones before
+    for callback in (layers, probed, clock, timeline, metrics, stop):  # each relies on the ones before
         trainer.add_callback(callback)
     train_started = time.perf_counter()
     with contextlib.closing(metrics), trackers.attached(trainer, job, checkpoint):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stop.raise_if_received(trainer.state.global_step)
+        stop.train(trainer, str(checkpoint) if checkpoint else None)
         train_seconds = time.perf_counter() - train_started
         if prepared.eval is not None:
             trainer.evaluate()
@@ -137,6 +178,7 @@ def _train(
         "measured_peak_gib": timeline.peak_gib,
         "probe": probed.measured,
         "oom_events": trainer.recovery.events,
+        "checkpoint_seconds": max(trainer.checkpoint_seconds, default=None),
     }
     if job.stage == "dpo":
         report["reference"] = trainer.reference
@@ -145,10 +187,24 @@ def _train(
             loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
         )
     report["answers"] = answers.compare(job, loaded, starting_adapter)
-    report["wall_seconds"] = time.perf_counter() - started
+    report["wall_seconds"] = time.monotonic() - started
     write_json(run.report, report)
     run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
     return report
+
+
+def _identify(job: Job, starting_adapter: Path | None, prepared: data.Prepared) -> None:
+    """Records what the run is made from: base model, rows, the adapter that DPO continues. The run holds to it."""
+    path = job.recipe.model.path
+    base = fingerprint.base_model(job.recipe.locate(path), job.recipe.model.revision)
+    rows = {"train": fingerprint.rows(prepared.train)}
+    if prepared.eval is not None:
+        rows["eval"] = fingerprint.rows(prepared.eval)
+    held = {"base_model.files": fingerprint.combined(base["files"]), "rows.train": rows["train"]}
+    if starting_adapter:
+        held["sft_adapter"] = sealing.digest(starting_adapter / "adapter_model.safetensors")
+    job.run.hold_to(held)
+    job.run.record({"base_model": {"path": path} | base, "rows": rows})
 
 
 def _report(job: Job, trainer: Any, loaded: model.Loaded, train_seconds: float) -> dict[str, Any]:
