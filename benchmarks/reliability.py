@@ -148,7 +148,7 @@ class Attempt:
     def _phase(self, stage: str, seconds: float) -> tuple[str, float, int | None]:
         folder, of_run = self.run.folder / "tiny" / stage, self.run.manifest(stage)
         if of_run["outcome"] == "finished":
-            return "finished, the next one starting", seconds, None
+            return "finished, on its way out", seconds, None
         first, last = of_run["attempts"][-1]["from_step"], self.run.last_step(stage)
         # Lines of an earlier attempt go once the loop begins; with none beyond, this one has logged nothing yet.
         metrics = folder / "metrics.jsonl"

@@ -22,6 +22,21 @@ FEW_ROWS = (
     "dpo.logging_steps=1",
 )
 
+# Short runs with checkpoints; SFT's epoch has 4 steps and DPO's 3: both end in the middle of one.
+STEPS = (
+    "sft.max_steps=7",
+    "dpo.max_steps=5",
+    "sft.save_steps=3",
+    "dpo.save_steps=2",
+    "lora.lora_dropout=0.1",
+    "sft.eval_datasets=[]",
+    "sft.eval_rows=8",
+    "sft.max_rows=72",
+    "dpo.eval_datasets=[]",
+    "dpo.eval_rows=8",
+    "dpo.max_rows=32",
+)
+
 
 def tiny(*overrides: str) -> Recipe:
     return load("tiny", (*FEW_ROWS, *overrides))
@@ -62,3 +77,17 @@ def runs_with_sft(sft: Stage, tmp_path: Path) -> Path:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "sft").symlink_to(sft.run.path)
     return tmp_path
+
+
+def weights(stage: Stage | Path) -> bytes:
+    folder = stage.run.adapter if isinstance(stage, Stage) else stage / "adapter"
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both stages of `STEPS`, undisturbed; nobody writes into them."""
+    runs = tmp_path_factory.mktemp("whole")
+    for name in ("sft", "dpo"):
+        run_stage(tiny(*STEPS), name, runs)
+    return runs / "tiny"
