@@ -96,7 +96,7 @@ def test_a_signal_outside_training_leaves_nothing_half_made(
     shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
     for owner, name, number in (
         (model, "set_tokens", signal.SIGINT),
-        (reference, "_log_probs", signal.SIGTERM),
+        (reference, "log_probs_of", signal.SIGTERM),
         (GenerationConfig, "save_pretrained", signal.SIGTERM),
     ):
         with monkeypatch.context() as patch:
