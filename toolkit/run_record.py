@@ -157,9 +157,9 @@ def measured(series: dict[str, Series]) -> dict[str, Any]:
 
 def _outcome(run: RunDir, manifest: dict[str, Any]) -> Outcome:
     recorded = manifest["outcome"]
-    if recorded == "running":
-        return "running" if run.is_held() else "killed"
-    return recorded if recorded in ("finished", "interrupted") else "failed"
+    if recorded == "running" and not run.is_held():
+        return "finished" if run.finished_with() else "killed"  # the adapter's mark is what counts
+    return recorded if recorded in ("running", "finished", "interrupted") else "failed"
 
 
 def _total_steps(run: RunDir, sealed: int | None) -> int | None:

@@ -77,6 +77,8 @@ class Metrics(TrainerCallback):
         self._step_ended = time.perf_counter()
         self._state.step, self._state.epoch = state.global_step, state.epoch or 0.0
         self._state.pace.reached(state.global_step, self._step_ended)
+        if state.global_step == state.max_steps:
+            control.should_log = True  # else the last steps before the end are in no log
         if control.should_save and not control.should_evaluate:
             self._state.doing = ("saving a checkpoint", 0, None)
 

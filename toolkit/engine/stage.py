@@ -182,6 +182,9 @@ def _train(
     }
     if job.stage == "dpo":
         report["reference"] = trainer.reference
+    report["wall_seconds"] = time.monotonic() - started
+    write_json(run.report, report)  # before the adapter: once that is whole, the run is finished, even if killed
+    run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
     with bar(console, "saving the adapter", None):
         model.save_adapter(
             loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
@@ -189,7 +192,6 @@ def _train(
     report["answers"] = answers.compare(job, loaded, starting_adapter)
     report["wall_seconds"] = time.monotonic() - started
     write_json(run.report, report)
-    run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
     return report
 
 
