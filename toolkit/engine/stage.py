@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from transformers import PrinterCallback, set_seed
 
-from toolkit import env, hardware, manifest, report_page, run_record, runlog
+from toolkit import run_record
 from toolkit.engine import (
     answers,
+    attempt,
     checkpoints,
     data,
     fingerprint,
@@ -29,11 +28,10 @@ from toolkit.engine import (
 from toolkit.engine.interrupt import StopOnSignal
 from toolkit.engine.progress import Metrics
 from toolkit.engine.quiet import quiet
-from toolkit.errors import Interrupted, UserError
+from toolkit.errors import UserError
 from toolkit.job import Job
 from toolkit.length_groups import grouped_by_length
-from toolkit.redaction import blanked, redacted
-from toolkit.rundir import MARK, RunDir, write_json, write_text
+from toolkit.rundir import MARK, write_json
 from toolkit.screen import bar
 
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
@@ -47,90 +45,16 @@ def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
     looks finished then, and its manifest says why it ended.
     """
     stop = StopOnSignal(job.console)
-    with job.run.locked(), stop.listening(), _room(job.run):
+    with job.run.locked(), stop.listening(), attempt.room(job.run):
         started = time.monotonic()
         starting_adapter = job.run.starting_adapter(job.recipe.sft is not None)
         if starting_adapter and (problem := sealing.damage(starting_adapter, MARK)):
             raise UserError(
                 f"the adapter in {starting_adapter} is damaged: {problem}; run SFT again with --fresh"
             )
-        checkpoint = _start(job)
-        with _outcome(job, started), quiet():
+        checkpoint = attempt.begin(job)
+        with attempt.outcome(job, started), quiet():
             return _train(job, build, starting_adapter, checkpoint, stop, started)
-
-
-def _start(job: Job) -> Path | None:
-    """Makes the run directory what it is to be, and says in it how the run is made. Returns where it goes on."""
-    run, console = job.run, job.console
-    moved = run.start(job.recipe.trajectory(job.stage), job.fresh)
-    runlog.LOG.open(run.log, console)
-    if moved:
-        console.print(f"[dim]the run that was there is now {moved}[/]")
-    run.hold_to({f"packages.{name}": version for name, version in manifest.packages().items()})
-    run.hold_to({f"memory.{name}": value for name, value in job.plan.settings.chosen().items()})
-    checkpoint = checkpoints.latest(run.checkpoints, console)
-    write_text(run.path / "recipe.resolved.yaml", blanked(job.recipe.to_yaml()))
-    before = run.read_manifest()
-    described = manifest.describe(job.recipe, hardware.here(), env.require_prepared())
-    for note in manifest.notes_on(before, described) if checkpoint else ():
-        console.print(f"[yellow]{note}[/]")
-    run.report.unlink(missing_ok=True)  # an earlier session's
-    step = checkpoints.step_of(checkpoint)
-    resumed = {
-        "resumed_from": checkpoint and checkpoint.name,
-        "resumed_at_steps": before.get("resumed_at_steps", []) + ([step] if checkpoint else []),
-    }
-    run.record(described | manifest.begun(before, step) | resumed | {"plan": job.plan.to_dict()})
-    return checkpoint
-
-
-@contextlib.contextmanager
-def _room(run: RunDir) -> Iterator[None]:
-    """A disk that refuses a file ends the run with one message; its last checkpoint is whole."""
-    try:
-        yield
-    except Exception as error:
-        problem = sealing.disk_problem(error)
-        if problem is None:
-            raise
-        raise UserError(
-            f"cannot write to {run.path}: {problem}. Make room there, or move it to another disk and name that with "
-            "--runs DIR; the same command then continues from the last checkpoint"
-        ) from error
-
-
-@contextlib.contextmanager
-def _outcome(job: Job, started: float) -> Iterator[None]:
-    """Records how the block ended, whatever ends it but a kill, and leaves a report of it."""
-    try:
-        yield
-    except BaseException as error:
-        runlog.fault(error)
-        outcome = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-        reason = redacted(str(error)) or type(error).__name__
-        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-            _end(job.run, started, outcome, reason)
-        _write_report(job, {"outcome": outcome, "reason": reason})
-        raise
-    _end(job.run, started, "finished", None)
-    _write_report(job, None)
-
-
-def _end(run: RunDir, started: float, outcome: str, reason: str | None) -> None:
-    end = {"outcome": outcome, "reason": reason, "ended": manifest.now()}
-    run.record(end | manifest.noted(run.read_manifest(), **end, seconds=time.monotonic() - started))
-
-
-def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
-    """The page, and report.json of a run that did not come to write its own."""
-    try:
-        if unfinished:
-            write_json(job.run.report, run_record.unfinished_report(job.run, _known(job) | unfinished))
-        job.console.print(f"[dim]report: {report_page.write(job.run)}[/]", soft_wrap=True)
-    except (Exception, KeyboardInterrupt) as error:  # how the run ended stands already
-        job.console.print(
-            f"[yellow]{job.run.page} is not written ({escape(repr(error))}); run_report.py writes it[/]"
-        )
 
 
 def _train(
@@ -183,7 +107,8 @@ def _train(
     if job.stage == "dpo":
         report["reference"] = trainer.reference
     report["wall_seconds"] = time.monotonic() - started
-    write_json(run.report, report)  # before the adapter: once that is whole, the run is finished, even if killed
+    # Before the adapter: once that is whole, the run is finished, even if it is killed.
+    write_json(run.report, report)
     run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
     with bar(console, "saving the adapter", None):
         model.save_adapter(
@@ -216,7 +141,7 @@ def _report(job: Job, trainer: Any, loaded: model.Loaded, train_seconds: float) 
     last_eval = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
     return (
         dict.fromkeys(run_record.REPORT_KEYS)
-        | _known(job)
+        | attempt.known(job)
         | {
             "outcome": "finished",
             "reason": None,
@@ -234,16 +159,3 @@ def _report(job: Job, trainer: Any, loaded: model.Loaded, train_seconds: float) 
             "notes": loaded.notes,
         }
     )
-
-
-def _known(job: Job) -> dict[str, Any]:
-    """What report.json says of a run however it ended."""
-    return {
-        "stage": job.stage,
-        "recipe": job.recipe.name,
-        "device": model.device_name(),
-        "settings": asdict(job.plan.settings),
-        "planned_peak_gib": job.plan.peak_gib,
-        "planned_items_gib": job.plan.items_gib,
-        "allocator": env.require_prepared().to_dict() | {"effective": vram.allocator_settings()},
-    }
