@@ -8,8 +8,8 @@ that both sides see the same model, rows and machine. Prints the ratio of the me
 """
 
 import argparse
+import io
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -19,14 +19,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rich.console import Console
-
 from toolkit import env, hardware, memory
 from toolkit.job import Job
 from toolkit.recipe import StageName, load
 from toolkit.rundir import RunDir
+from toolkit.screen import Screen
 
 LOGGING_STEPS = 5  # as often as the large recipes, whose steps are a hundred times as long
+
+
+class Nowhere(io.StringIO):
+    """A terminal that nobody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def measure(stage: StageName, steps: int, block: int) -> dict[str, list[float]]:
@@ -52,7 +61,10 @@ def measure(stage: StageName, steps: int, block: int) -> dict[str, list[float]]:
             ):  # the first of a block pays for the log of the one before
                 seconds["on" if self.handler.callbacks is self.all else "off"].append(now - self.last)
             if step % block == 0:
-                self.handler.callbacks = self.all if step // block % 2 else self.bare
+                watched = bool(step // block % 2)
+                self.handler.callbacks = self.all if watched else self.bare
+                for panel in filter(None, (getattr(each, "_live", None) for each in self.all)):
+                    panel.start() if watched else panel.stop()  # its thread draws beside the steps
             self.last = time.perf_counter()
 
     train = interrupt.StopOnSignal.train
@@ -65,8 +77,8 @@ def measure(stage: StageName, steps: int, block: int) -> dict[str, list[float]]:
     settings = [f"{stage}.max_steps={steps}", f"{stage}.logging_steps={LOGGING_STEPS}"]
     settings += [f"{stage}.save_steps=100000", f"{stage}.eval_datasets=[]"]
     recipe = load("tiny", (*settings, *(["sft=null"] if stage == "dpo" else [])))
-    with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
-        console = Console(file=nowhere, force_terminal=True)  # the panel is drawn
+    with tempfile.TemporaryDirectory() as folder:
+        console = Screen(file=Nowhere(), force_terminal=True, width=100, height=40)
         job = Job(recipe, memory.plan(recipe, stage, None, 16), RunDir(Path(folder), "tiny", stage), console)
         (dpo if stage == "dpo" else sft).run(job)
     return seconds
