@@ -1,5 +1,9 @@
 """Real Unsloth on the tiny model, a few steps at a time."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.conftest import ROOT
 from toolkit import memory
 from toolkit.job import Job
 from toolkit.recipe import Recipe, load
@@ -91,3 +96,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("sft", "dpo"):
         run_stage(tiny(*STEPS), name, runs)
     return runs / "tiny"
+
+
+def start(name: str, runs: Path, *overrides: str) -> "subprocess.Popen[str]":
+    """A script of the tiny recipe in a process of its own."""
+    words = [word for override in (*FEW_ROWS, *overrides) for word in ("--set", override)]
+    command = [sys.executable, str(ROOT / f"run_{name}.py"), "--recipe", "tiny", "--runs", str(runs), *words]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:
+    """Until something happened, or a failure when the process ends before."""
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.engine.conftest import Stage, run_stage, tiny
-from tests.engine.test_resume import start, wait_for, weights
+from tests.engine.conftest import Stage, run_stage, start, tiny, wait_for, weights
 from toolkit import memory
 from toolkit.engine import dpo, reference, reference_cache, reference_pass
 from toolkit.engine.reference_cache import Batch, decode, encode
