@@ -68,9 +68,8 @@ class DurableCheckpoints:
             shutil.rmtree(staging, ignore_errors=True)
         self.checkpoint_seconds.append(time.perf_counter() - started)
         # Those of later steps were passed over as damaged; they are written anew when the run gets there.
-        for step in [step for step in sorted(_steps(folder)) if step <= self.state.global_step][
-            : -self._num_kept
-        ]:
+        reached = sorted(step for step in _steps(folder) if step <= self.state.global_step)
+        for step in reached[: -self._num_kept]:
             if step != self.state.best_global_step:
                 shutil.rmtree(folder / f"{PREFIX}{step}", ignore_errors=True)
 
