@@ -139,7 +139,8 @@ def test_a_fault_leaves_the_terminal_clean_and_its_traceback_in_the_log(
     console = Screen(file=terminal_that_fails, force_terminal=True, width=60, height=20)
     with pytest.raises(RuntimeError, match="the device is gone"):
         run_stage(tiny(*STEPS), "sft", tmp_path, console)
-    assert not console._live_stack and terminal_that_fails.getvalue().rstrip().endswith("\x1b[2K")
+    drawn, _, after = terminal_that_fails.getvalue().rpartition("\x1b[2K")
+    assert not console._live_stack and "step 1 of 6" in drawn and after.strip().startswith("\x1b[2mreport: ")
     log = (tmp_path / "tiny" / "sft" / "log.txt").read_text()
     assert "[printed] a library's last words" in log
     assert "Traceback" in log and "RuntimeError: the device is gone" in log

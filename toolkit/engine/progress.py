@@ -79,7 +79,9 @@ class Metrics(TrainerCallback):
         self._state.pace.reached(state.global_step, self._step_ended)
         if state.global_step == state.max_steps:
             control.should_log = True  # else the last steps before the end are in no log
-        if control.should_save and not control.should_evaluate:
+        if control.should_evaluate:
+            self._state.doing = ("evaluating", 0, None)
+        elif control.should_save:
             self._state.doing = ("saving a checkpoint", 0, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
