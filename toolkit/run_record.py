@@ -158,7 +158,7 @@ def measured(series: dict[str, Series]) -> dict[str, Any]:
 def _outcome(run: RunDir, manifest: dict[str, Any]) -> Outcome:
     recorded = manifest["outcome"]
     if recorded == "running" and not run.is_held():
-        return "finished" if run.finished_with() else "killed"  # the adapter's mark is what counts
+        return "killed"
     return recorded if recorded in ("running", "finished", "interrupted") else "failed"
 
 

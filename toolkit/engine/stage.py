@@ -107,8 +107,7 @@ def _train(
     if job.stage == "dpo":
         report["reference"] = trainer.reference
     report["wall_seconds"] = time.monotonic() - started
-    # Before the adapter: once that is whole, the run is finished, even if it is killed.
-    write_json(run.report, report)
+    write_json(run.report, report)  # before the adapter: a whole one has its report beside it
     run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
     with bar(console, "saving the adapter", None):
         model.save_adapter(
