@@ -109,9 +109,10 @@ def adapter_bytes(stage: Stage) -> bytes:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def in_float32() -> Iterator[None]:
+def in_float32(sft: Stage) -> Iterator[None]:
     """A piece's matrices have other shapes, so bf16 rounds them otherwise, and Adam's first steps follow signs:
-    at lr 2e-3 that alone is 8e-3 of the weights. In float32 only a fault of ours is left to see.
+    at lr 2e-3 that alone is 8e-3 of the weights. In float32 only a fault of ours is left to see. The SFT run that
+    all files share is made before, in bf16.
     """
     load, config = model.FastLanguageModel.from_pretrained, trainer_args._common
     with pytest.MonkeyPatch.context() as patch:
