@@ -25,6 +25,7 @@ FEW_ROWS = (
     "dpo.warmup_steps=0",
     "sft.logging_steps=1",
     "dpo.logging_steps=1",
+    "compare.max_new_tokens=8",  # of the answers before and after that every stage ends with
 )
 
 # Short runs with checkpoints; SFT's epoch has 4 steps and DPO's 3: both end in the middle of one.
