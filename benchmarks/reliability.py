@@ -1,6 +1,6 @@
 """Kills real runs at random moments and looks whether the same command ends with the same weights, bit for bit.
 
-    python benchmarks/reliability.py [--kills 200] [--workers 2] [--seed 0] [--out results.json]
+    python benchmarks/reliability.py [--kills 200] [--minutes 60] [--workers 2] [--seed 0] [--out results.json]
 
 The command is what `make run` does: `run_sft.py && run_dpo.py` of the tiny recipe, few rows, a checkpoint every five
 steps. Its whole process group gets SIGKILL, and the same command runs again, and is killed again, until it ends by
@@ -14,6 +14,7 @@ that the stage began. One that has ended by then goes on undisturbed and is no k
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import shlex
@@ -169,13 +170,18 @@ class Attempt:
 class Trial:
     """All runs: draws the moments, counts the kills, compares."""
 
-    def __init__(self, folder: Path, wanted: int, seed: int):
+    def __init__(self, folder: Path, wanted: int, minutes: float, seed: int):
         self.folder = folder
         self.wanted = wanted
+        self.deadline = time.monotonic() + 60 * minutes
         self.seed = seed
         self.given = 0
         self.lock = threading.Lock()
         self.runs: list[Run] = []
+
+    @property
+    def enough(self) -> bool:
+        return self.given >= self.wanted or time.monotonic() > self.deadline
 
     def measure(self) -> None:
         """The undisturbed run: its weights, and the seconds that moments are drawn from."""
@@ -190,7 +196,7 @@ class Trial:
     def work(self, worker: int) -> None:
         """Makes runs until enough kills were given."""
         number = 0
-        while self.given < self.wanted:
+        while not self.enough:
             run = Run(self.folder / f"{worker}-{number}")
             self.one(run, random.Random(f"{self.seed} {worker} {number}"))
             with self.lock:
@@ -222,7 +228,7 @@ class Trial:
 
     def disturbed(self, attempt: Attempt, dice: random.Random) -> bool:
         """Whether the moment to kill came before the command ended; waits for whichever is first."""
-        if self.given >= self.wanted or len(attempt.run.kills) >= MOST_KILLS:
+        if self.enough or len(attempt.run.kills) >= MOST_KILLS:
             if not attempt.ends_before(attempt.started + LONGEST_SECONDS):
                 attempt.kill()
             return False
@@ -259,12 +265,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no kill after that many")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(Path(folder), arguments.kills, arguments.seed)
+        trial = Trial(Path(folder), arguments.kills, arguments.minutes, arguments.seed)
         trial.measure()
         started = time.monotonic()
         with ThreadPoolExecutor(arguments.workers) as pool:
