@@ -9,11 +9,12 @@
 Writes runs/<recipe>/compare/: comparison.html, comparison.md, comparison.jsonl, report.json. --chat writes nothing.
 """
 
-from toolkit import candidates, cli, hardware
-from toolkit.prompts import read_prompts
-from toolkit.recipe import load
-from toolkit.rundir import RunDir
-from toolkit.screen import Screen
+from toolkit import cli, hardware
+from toolkit.compare import candidates
+from toolkit.console.screen import Screen
+from toolkit.data.prompts import read_prompts
+from toolkit.recipe.load import load
+from toolkit.run.rundir import RunDir
 
 
 def main() -> None:
@@ -32,7 +33,10 @@ def main() -> None:
     models = candidates.choose(recipe, run, arguments.models)
     cli.prepare(recipe, hardware.here(), console)
     with cli.importing(console):
-        from toolkit.engine import chat, compare  # they import torch: only once there is something to run
+        from toolkit.engine.inference import (  # they import torch: only once there is something to run
+            chat,
+            compare,
+        )
 
     if arguments.chat:
         chat.run(recipe, run, models, console)

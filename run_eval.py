@@ -8,24 +8,25 @@
 Writes runs/<recipe>/eval/report.json.
 """
 
-from toolkit import cli, evaluation_scope, hardware
-from toolkit.recipe import load
-from toolkit.rundir import RunDir
-from toolkit.screen import Screen
+from toolkit import cli, hardware
+from toolkit.console.screen import Screen
+from toolkit.evaluation import scope
+from toolkit.recipe.load import load
+from toolkit.run.rundir import RunDir
 
 
 def main() -> None:
     parser = cli.options(__doc__)
-    evaluation_scope.add_options(parser)
+    scope.add_options(parser)
     arguments = parser.parse_args()
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
     run = RunDir(arguments.runs, recipe.name, "eval")
-    scope = evaluation_scope.scope(recipe, run, arguments)
+    chosen = scope.choose(recipe, run, arguments)
     cli.prepare(recipe, hardware.here(), console)
     with cli.importing(console):
-        from toolkit.engine import evaluate  # imports torch: only once there is something to run
+        from toolkit.engine.inference import evaluate  # imports torch: only once there is something to run
 
-    evaluate.run(recipe, run, scope, console)
+    evaluate.run(recipe, run, chosen, console)
     console.print(f"[bold green]evaluated[/]; see {run.report}")
 
 

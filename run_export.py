@@ -8,9 +8,10 @@
 Writes runs/<recipe>/export/<stage>-<format>/. With the same export already there, only --push does something.
 """
 
-from toolkit import artefact, cli, hardware, push
-from toolkit.recipe import load
-from toolkit.screen import Screen
+from toolkit import cli, hardware
+from toolkit.console.screen import Screen
+from toolkit.export import artefact, push
+from toolkit.recipe.load import load
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     else:
         cli.prepare(recipe, hardware.here(), console)
         with cli.importing(console):
-            from toolkit.engine import export  # imports torch: only once there is something to make
+            from toolkit.engine.export import export  # imports torch: only once there is something to make
 
         export.run(wanted, console)
     if arguments.push:

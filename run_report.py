@@ -8,17 +8,18 @@ Writes runs/<recipe>/<stage>/report.html: one file that opens without network.
 
 from rich.console import Console
 
-from toolkit import cli, report_page, run_record
+from toolkit import cli
 from toolkit.errors import UserError
-from toolkit.recipe import load
-from toolkit.rundir import RunDir
+from toolkit.recipe.load import load
+from toolkit.report import run_page, run_record
+from toolkit.run.rundir import RunDir
 
 
 def main() -> None:
     arguments = cli.options(__doc__).parse_args()
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
     runs = [RunDir(arguments.runs, recipe.name, stage) for stage in run_record.STAGES]
-    pages = [page for run in runs if (page := report_page.write(run))]
+    pages = [page for run in runs if (page := run_page.write(run))]
     if not pages:
         raise UserError(
             f"nothing to report: no run of {recipe.name} in {' or '.join(str(run.path) for run in runs)}; "

@@ -15,7 +15,7 @@ def main() -> None:
     if job is None:
         return
     with cli.importing(job.console):
-        from toolkit.engine import sft  # imports torch: only once there is something to run
+        from toolkit.engine.train import sft  # imports torch: only once there is something to run
 
     cli.finish(sft.run(job), job)
 

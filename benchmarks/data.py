@@ -91,7 +91,7 @@ def tokenizer_folder(work: Path) -> Path:
 
 
 def recipe_for(rows: Path) -> Any:
-    from toolkit.recipe import load
+    from toolkit.recipe.load import load
 
     return load(
         "tiny",
@@ -105,10 +105,10 @@ def recipe_for(rows: Path) -> Any:
 
 
 def loaded_from(folder: Path, template: str) -> Any:
-    """What `data.prepare` asks of a loaded model, without the model."""
+    """What `preparation.prepare` asks of a loaded model, without the model."""
     from transformers import AutoTokenizer
 
-    from toolkit.template import ChatTemplate
+    from toolkit.data.template import ChatTemplate
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template
@@ -119,16 +119,16 @@ def measure_ours(rows: Path, tokenizer: Path) -> dict[str, Any]:
     from toolkit import env
 
     env.prepare("expandable_segments:True", use_gpu=False)
-    from toolkit.engine import data
+    from toolkit.engine.data import preparation
 
-    data.ROWS_A_PROCESS = 10**9  # one process
+    preparation.ROWS_A_PROCESS = 10**9  # one process
     loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
     started, wall = time.process_time(), time.perf_counter()
-    masking = data.masking_of(recipe, "sft", loaded)
+    masking = preparation.masking_of(recipe, "sft", loaded)
     folder = Path(os.environ["XDG_CACHE_HOME"]) / "prepare"
-    [(pool, selection)] = data.select(recipe, "sft", folder).values()
+    [(pool, selection)] = preparation.select(recipe, "sft", folder).values()
     begun = time.process_time()
-    account = data.encode(masking, "sft", pool, selection, folder / "rows")
+    account = preparation.encode(masking, "sft", pool, selection, folder / "rows")
     spans = _spans(started, begun, wall)
     return spans | {"tokens": account.num_tokens, "trained": account.num_trained_tokens}
 
@@ -196,14 +196,14 @@ def measure_memory(rows: Path, tokenizer: Path) -> dict[str, Any]:
     env.prepare("expandable_segments:True", use_gpu=False)
     from rich.console import Console
 
-    from toolkit.engine import data
+    from toolkit.engine.data import preparation
 
     loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
     threading.Thread(target=watch, daemon=True).start()
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        prepared = data.prepare(recipe, "sft", loaded, Console(quiet=True))
+        prepared = preparation.prepare(recipe, "sft", loaded, Console(quiet=True))
         times.append(time.perf_counter() - started)
     ended.set()
     return {

@@ -21,10 +21,11 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
-from toolkit import candidates, cli, hardware  # noqa: E402
-from toolkit.prompts import as_messages  # noqa: E402
-from toolkit.recipe import load  # noqa: E402
-from toolkit.rundir import RunDir  # noqa: E402
+from toolkit import cli, hardware  # noqa: E402
+from toolkit.compare import candidates  # noqa: E402
+from toolkit.data.prompts import as_messages  # noqa: E402
+from toolkit.recipe.load import load  # noqa: E402
+from toolkit.run.rundir import RunDir  # noqa: E402
 
 ONE, SAME, MIXED = "one at a time", "batches of one length", "batches of like length, padded"
 WAYS = {ONE: (1, True), SAME: (64, False), MIXED: (64, True)}
@@ -52,7 +53,8 @@ def main() -> None:
     recipe, console = load("tiny"), Console(highlight=False)
     models = candidates.choose(recipe, RunDir(arguments.runs, "tiny", "compare"), None)
     cli.prepare(recipe, hardware.here(), console)
-    from toolkit.engine import compare, generate, model
+    from toolkit.engine.base import model
+    from toolkit.engine.inference import compare, generate
 
     prompts = read_prompts(arguments.prompts)
     loaded = compare.load(recipe, models, console)
@@ -63,7 +65,7 @@ def main() -> None:
                 batch_size, mix_lengths = WAYS[way]
                 how = recipe.compare.model_copy(update={"batch_size": batch_size, "mix_lengths": mix_lengths})
                 begun = time.perf_counter()
-                with model.switched_to(loaded.model, name):
+                with model.use_adapter(loaded.model, name):
                     answers = generate.answer(loaded, prompts, how, recipe.seed)
                 seconds[way] += time.perf_counter() - begun
                 texts[way] += [(name, answer.text) for answer in answers]
@@ -76,7 +78,7 @@ def main() -> None:
         for at in differing:
             name, text = texts[way][at]
             how = recipe.compare.model_copy(update={"batch_size": 1, "mix_lengths": False})
-            with model.switched_to(loaded.model, name):
+            with model.use_adapter(loaded.model, name):
                 [again] = generate.answer(loaded, [prompts[at % len(prompts)]], how, recipe.seed)
             twice += again.text == text
             print(f"   {name}: {texts[ONE][at][1]!r}\n   {' ' * len(name)}  {text!r}")

@@ -29,8 +29,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from toolkit import env, hardware, memory  # noqa: E402
-from toolkit.recipe import Recipe, StageName, load  # noqa: E402
+from toolkit import env, hardware  # noqa: E402
+from toolkit.memory import terms  # noqa: E402
+from toolkit.memory.plan import Plan, plan_stage  # noqa: E402
+from toolkit.recipe.load import load  # noqa: E402
+from toolkit.recipe.schema import Recipe, StageName  # noqa: E402
 
 MINUTES = 9
 STAND_IN = hardware.CARDS["rtx4090"]
@@ -127,11 +130,11 @@ def measure(size: Size, deadline: float, results: dict[str, Any]) -> None:
 
 def plan_of(
     size: Size, stage: StageName, kept: int, rows: int, tokens: int, chunk: float
-) -> tuple[memory.Plan, Recipe]:
+) -> tuple[Plan, Recipe]:
     """The plan of one point, for the stand-in card (for the RAM at tiny size), and the recipe that pins it."""
     layers = load(size.recipe).model.architecture.num_hidden_layers
     pinned = (
-        f"memory.checkpoint_layers={layers - kept}",
+        f"memory.recompute_layers={layers - kept}",
         f"memory.per_device_train_batch_size={rows}",
         f"memory.loss_chunk_gib={chunk}",
         f"{stage}.effective_batch_size={rows}",
@@ -140,7 +143,7 @@ def plan_of(
         "dpo.precompute_ref_batch_size=1",
     )
     recipe = load(size.recipe, (*without_evaluation(), *pinned))
-    return memory.plan(recipe, stage, None if size.budget_gib else STAND_IN, size.budget_gib or 64), recipe
+    return plan_stage(recipe, stage, None if size.budget_gib else STAND_IN, size.budget_gib or 64), recipe
 
 
 def without_evaluation() -> tuple[str, ...]:
@@ -152,9 +155,7 @@ def without_evaluation() -> tuple[str, ...]:
     )
 
 
-def describe(
-    number: int, point: tuple[Any, ...], planned: memory.Plan, measured: dict[str, Any]
-) -> dict[str, Any]:
+def describe(number: int, point: tuple[Any, ...], planned: Plan, measured: dict[str, Any]) -> dict[str, Any]:
     stage, kept, rows, tokens, chunk = point
     peak = measured["peak_gib"]
     return {
@@ -166,7 +167,7 @@ def describe(
     }  # fmt: skip
 
 
-SCALED = (("activations_kept",), ("layer_backward", "checkpointed_inputs"), ("loss",))
+SCALED = (("activations_kept",), ("layer_backward", "recomputed_inputs"), ("loss",))
 
 
 def fit(points: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -211,14 +212,14 @@ def recovery(bench: Any, size: Size) -> dict[str, Any]:
         size.recipe,
         (
             *without_evaluation(),
-            "memory.checkpoint_layers=none",
+            "memory.recompute_layers=none",
             f"memory.per_device_train_batch_size={size.too_many}",
             f"sft.effective_batch_size={size.too_many}",
             f"sft.max_length={size.max_length}",
             "sft.max_steps=2",
         ),
     )
-    settings = memory.plan(
+    settings = plan_stage(
         recipe, "sft", None if size.budget_gib else STAND_IN, size.budget_gib or 64
     ).settings
     return bench.out_of_memory(recipe, settings)
@@ -237,7 +238,7 @@ def speed(bench: Any, size: Size, deadline: float) -> dict[str, Any]:
                 f"{stage}.max_steps={size.timed_steps}",
             ),
         )
-        plan = memory.plan(recipe, stage, None if size.budget_gib else STAND_IN, size.budget_gib or 64)
+        plan = plan_stage(recipe, stage, None if size.budget_gib else STAND_IN, size.budget_gib or 64)
         seconds: dict[str, list[float]] = {"toolkit": [], "stock": []}
         for _ in range(ROUNDS):
             for who, run in (("toolkit", bench.point), ("stock", bench.stock)):
@@ -251,7 +252,7 @@ def speed(bench: Any, size: Size, deadline: float) -> dict[str, Any]:
                 "tokens_per_second": rates,
                 "toolkit_over_stock": rates["toolkit"] / rates["stock"],
                 "useful_tflops": rates["toolkit"]
-                * memory.terms.flops_per_token(recipe.model.architecture, 0)
+                * terms.flops_per_token(recipe.model.architecture, 0)
                 / 1e12,
             }
     return speeds

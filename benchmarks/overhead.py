@@ -20,10 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 from tokenizers import Tokenizer  # noqa: E402
 
-from toolkit.masking import Chat, Masking  # noqa: E402
-from toolkit.recipe import load  # noqa: E402
-from toolkit.rows import to_messages  # noqa: E402
-from toolkit.template import ChatTemplate, read_template  # noqa: E402
+from toolkit.data.masking import Masking, TokenizedChat  # noqa: E402
+from toolkit.data.rows import to_messages  # noqa: E402
+from toolkit.data.template import ChatTemplate, read_template  # noqa: E402
+from toolkit.recipe.load import load  # noqa: E402
 
 
 def write_rows(file: Path) -> Path:
@@ -42,7 +42,11 @@ def write_rows(file: Path) -> Path:
     )
     lines = Path(recipe.locate(recipe.sft.datasets[0].path)).read_text(encoding="utf-8").split("\n")
     chats = masking.chats([to_messages(json.loads(line), "sharegpt") for line in lines if line])
-    rows = [{"input_ids": chat.input_ids, "labels": chat.labels} for chat in chats if isinstance(chat, Chat)]
+    rows = [
+        {"input_ids": chat.input_ids, "labels": chat.labels}
+        for chat in chats
+        if isinstance(chat, TokenizedChat)
+    ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return base
 

@@ -12,8 +12,8 @@ import bitsandbytes.functional as bnb
 import torch
 from safetensors.torch import save_file
 
-from toolkit.memory_terms import head_dim, linears
-from toolkit.recipe import Architecture
+from toolkit.memory.terms import head_dim, linears
+from toolkit.recipe.schema import Architecture
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 PARTS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit import trainer_args
-from toolkit.engine import dpo, model, oom, recompute, reference, reference_pass, sft, vram
+from toolkit.engine.base import model, oom, vram
+from toolkit.engine.reference import precompute, proof
+from toolkit.engine.train import dpo, recompute, sft
+from toolkit.run.rundir import EVENTS
+from toolkit.training import trainer_args
 
 # The toolkit's engine imports unsloth, which must come before these.
 import torch  # isort: skip
@@ -21,8 +24,9 @@ from trl import DPOConfig, SFTConfig  # isort: skip
 
 from benchmarks import random_base
 from toolkit.hardware import GIB
-from toolkit.memory import Settings
-from toolkit.recipe import Recipe, StageName, load
+from toolkit.memory.plan import Settings
+from toolkit.recipe.load import load
+from toolkit.recipe.schema import Recipe, StageName
 
 ON_GPU = torch.cuda.is_available()
 TOKENIZER = Path(__file__).resolve().parent.parent / "recipes" / "tiny" / "base"
@@ -78,7 +82,7 @@ class Bench:
     def _train(self, build: Callable[[], Any], settings: Settings | None, steps: int) -> dict[str, Any]:
         trainer, clock = build(), Clock()
         trainer.remove_callback(PrinterCallback)
-        count = len(recompute.layers(self._loaded.model)) if settings is None else settings.checkpoint_layers
+        count = len(recompute.layers(self._loaded.model)) if settings is None else settings.recompute_layers
         trainer.add_callback(recompute.Recompute(count))
         trainer.add_callback(clock)
         oom.free_memory()
@@ -105,7 +109,7 @@ class Bench:
             "model": self._loaded.model,
             "train_dataset": rows(stage, count, section.max_length),
             "processing_class": self._loaded.tokenizer,
-            "recovery": oom.Recovery(self._folder / oom.EVENTS, self._console),
+            "recovery": oom.Recovery(self._folder / EVENTS, self._console),
         }
         with model.keep_float32(self._loaded.model):
             if stage == "sft":
@@ -113,8 +117,8 @@ class Bench:
                 return sft.RecoveringSFTTrainer(args=SFTConfig(**arguments), **common)
             arguments = trainer_args.dpo(recipe, settings, output) | {"max_steps": steps}
             trainer = dpo.TokenisedDPOTrainer(args=DPOConfig(**arguments), ref_model=None, **common)
-        reference_pass.precompute(trainer, recipe.dpo.precompute_ref_batch_size, self._console, anew=True)
-        reference.drop(trainer)
+        precompute.precompute(trainer, recipe.dpo.precompute_ref_batch_size, self._console, anew=True)
+        proof.drop(trainer)
         return trainer
 
     def _stock(self, recipe: Recipe, stage: StageName, settings: Settings, steps: int) -> Any:
@@ -155,8 +159,8 @@ class StockDPOTrainer(dpo.DPOTrainer):  # type: ignore[misc]
         try:
             return super().train(*args, **kwargs)
         finally:
-            if reference.REF_ADAPTER in self.model.peft_config:
-                self.model.delete_adapter(reference.REF_ADAPTER)
+            if proof.REF_ADAPTER in self.model.peft_config:
+                self.model.delete_adapter(proof.REF_ADAPTER)
 
 
 def rows(stage: StageName, count: int, tokens: int) -> Dataset:

@@ -19,11 +19,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from toolkit import env, hardware, memory
-from toolkit.job import Job
-from toolkit.recipe import StageName, load
-from toolkit.rundir import RunDir
-from toolkit.screen import Screen
+from toolkit import env, hardware
+from toolkit.console.screen import Screen
+from toolkit.memory.plan import plan_stage
+from toolkit.recipe.load import load
+from toolkit.recipe.schema import StageName
+from toolkit.run.rundir import RunDir
+from toolkit.training.job import Job
 
 LOGGING_STEPS = 5  # as often as the large recipes, whose steps are a hundred times as long
 
@@ -41,7 +43,7 @@ class Nowhere(io.StringIO):
 def measure(stage: StageName, steps: int, block: int) -> dict[str, list[float]]:
     """Seconds of each step, with our callbacks ("on") and without ("off")."""
     env.prepare("expandable_segments:True", hardware.here().gpu is not None)
-    from toolkit.engine import dpo, interrupt, sft
+    from toolkit.engine.train import dpo, interrupt, sft
 
     from transformers import TrainerCallback  # isort: skip
 
@@ -79,7 +81,7 @@ def measure(stage: StageName, steps: int, block: int) -> dict[str, list[float]]:
     recipe = load("tiny", (*settings, *(["sft=null"] if stage == "dpo" else [])))
     with tempfile.TemporaryDirectory() as folder:
         console = Screen(file=Nowhere(), force_terminal=True, width=100, height=40)
-        job = Job(recipe, memory.plan(recipe, stage, None, 16), RunDir(Path(folder), "tiny", stage), console)
+        job = Job(recipe, plan_stage(recipe, stage, None, 16), RunDir(Path(folder), "tiny", stage), console)
         (dpo if stage == "dpo" else sft).run(job)
     return seconds
 

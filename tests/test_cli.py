@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from toolkit.recipe import load, names
-from toolkit.rundir import RunDir
+from toolkit.recipe.load import load, names
+from toolkit.run.rundir import RunDir
 
 STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo")]
 
@@ -21,7 +21,7 @@ def script(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Comple
 
 
 def mistake(name: str, *arguments: object, cwd: Path = ROOT) -> str:
-    """stderr of a run that the user can mend: exit code 2 and no traceback."""
+    """stderr of a run that the user can fix: exit code 2 and no traceback."""
     done = script(name, *arguments, cwd=cwd)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pyt
 def test_an_unfinished_run_keeps_the_settings_that_a_plan_once_chose(tmp_path: Path) -> None:
     run = RunDir(tmp_path, "tiny", "sft")
     run.start(load("tiny").trajectory("sft"))
-    run.hold_to({"memory.per_device_train_batch_size": 4, "memory.checkpoint_layers": 2})
+    run.hold_to({"memory.per_device_train_batch_size": 4, "memory.recompute_layers": 2})
     command = [
         sys.executable,
         str(ROOT / "run_sft.py"),
@@ -117,10 +117,10 @@ def test_an_unfinished_run_keeps_the_settings_that_a_plan_once_chose(tmp_path: P
     def settings(*more: str) -> tuple[int, int]:
         done = subprocess.run([*command, "--json", *more], capture_output=True, text=True, check=True)
         chosen = json.loads(done.stdout)["settings"]
-        return chosen["per_device_train_batch_size"], chosen["checkpoint_layers"]
+        return chosen["per_device_train_batch_size"], chosen["recompute_layers"]
 
     assert settings() == (16, 0), "nothing is trained yet"
     (run.checkpoints / "checkpoint-5").mkdir(parents=True)
     assert settings() == (4, 2)
-    assert settings("--set", "memory.checkpoint_layers=1") == (4, 1), "to be refused with both values"
+    assert settings("--set", "memory.recompute_layers=1") == (4, 1), "to be refused with both values"
     assert settings("--fresh") == (16, 0)

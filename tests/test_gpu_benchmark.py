@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu
-from toolkit import memory
+from toolkit.memory.plan import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ def test_every_full_point_is_planned_on_the_stand_in() -> None:
     assert sum(plan.fits for plan in plans) >= 20
     assert all(plan.settings.gradient_accumulation_steps == 1 for plan in plans)
     stage, kept, rows, tokens, chunk = gpu.FULL.points[1]
-    assert plans[1].settings == memory.Settings(rows, 1, 32 - kept, chunk)
+    assert plans[1].settings == Settings(rows, 1, 32 - kept, chunk)
     assert plans[1].tokens_per_step == rows * tokens and plans[1].stage == stage
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from toolkit import recipe
 from toolkit.hardware import OLDEST_DRIVER
+from toolkit.recipe.load import RECIPES, load, names
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = sorted(path.name for path in ROOT.glob("requirements*.txt"))
@@ -236,16 +236,16 @@ def test_no_secret_stands_in_a_set_up_file(name: str) -> None:
 EXPLAINED = ("lora", "memory", "sft", "dpo")
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", names())
 def test_recipe_loads(name: str) -> None:
-    loaded = recipe.load(name)
+    loaded = load(name)
     end, pad = loaded.template.end_of_turn, loaded.template.pad_token
     assert loaded.name == name
     assert end != pad
-    assert loaded.template.file == "tokenizer" or (recipe.RECIPES / loaded.template.file).is_file()
+    assert loaded.template.file == "tokenizer" or (RECIPES / loaded.template.file).is_file()
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", names())
 def test_every_value_of_a_recipe_has_its_reason_beside_it(name: str) -> None:
     lines = text(f"recipes/{name}.yaml").splitlines()
     values = YAML().load(text(f"recipes/{name}.yaml"))
@@ -267,7 +267,7 @@ def has_comment(lines: list[str], line: int) -> bool:
     return " # " in lines[line] or lines[line - 1].lstrip().startswith("# ")
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", names())
 def test_a_prompt_is_compared_once(name: str) -> None:
-    prompts = recipe.load(name).compare.prompts
+    prompts = load(name).compare.prompts
     assert len(prompts) == len(set(prompts))

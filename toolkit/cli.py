@@ -16,12 +16,17 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from toolkit import env, hardware, memory, runlog, sets, trackers
+from toolkit import env, hardware
+from toolkit.console.screen import Screen, bar
+from toolkit.data import sets
 from toolkit.errors import Interrupted, UserError
-from toolkit.job import Job
-from toolkit.recipe import Recipe, StageName, load
-from toolkit.rundir import RunDir
-from toolkit.screen import Screen, bar
+from toolkit.memory.plan import Plan, keeping, plan_stage
+from toolkit.recipe.load import load
+from toolkit.recipe.schema import Recipe, StageName
+from toolkit.run import runlog
+from toolkit.run.rundir import RunDir
+from toolkit.training import trackers
+from toolkit.training.job import Job
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
 
@@ -88,10 +93,10 @@ def start(stage: StageName, doc: str) -> Job | None:
     card = hardware.card(named) if named else machine.card
     run = RunDir(arguments.runs, recipe.name, stage)
     kept = {} if arguments.fresh or arguments.gpu else run.settings()
-    plan = memory.plan(memory.keeping(recipe, kept), stage, card, machine.ram_gib)
+    plan = plan_stage(keeping(recipe, kept), stage, card, machine.ram_gib)
     if kept and not plan.fits:
-        mend = "--fresh: begins again with settings that fit; those of the unfinished run here are kept otherwise"
-        plan = dataclasses.replace(plan, mends=(mend,))
+        fix = "--fresh: begins again with settings that fit; those of the unfinished run here are kept otherwise"
+        plan = dataclasses.replace(plan, fixes=(fix,))
     if arguments.plan:
         print(json.dumps(plan.to_dict(), indent=2)) if arguments.json else show_plan(
             recipe, stage, plan, console
@@ -115,7 +120,7 @@ def preview(recipe: Recipe, stage: StageName, num: int, run: RunDir, console: Co
     if problems := sets.problems(recipe, stage):
         raise UserError(*problems)
     env.prepare(recipe.memory.alloc_conf, use_gpu=False)
-    from toolkit.engine import examples  # transformers brings torch along: only once it is asked for
+    from toolkit.engine.data import examples  # transformers brings torch along: only once it is asked for
 
     examples.run(recipe, stage, num, run, console)
 
@@ -126,9 +131,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def prepare(
-    recipe: Recipe, machine: hardware.Hardware, console: Console, plan: memory.Plan | None = None
-) -> None:
+def prepare(recipe: Recipe, machine: hardware.Hardware, console: Console, plan: Plan | None = None) -> None:
     """Checks the machine, sets the process environment and says whose allocator setting holds.
 
     Raises UserError with whatever is wrong with the machine, and with the plan or the sets of a stage.
@@ -157,15 +160,15 @@ def importing(console: Console) -> Iterator[None]:
         yield
 
 
-def does_not_fit(recipe: Recipe, plan: memory.Plan) -> str:
-    mends = " ".join(f"({number}) {mend}" for number, mend in enumerate(plan.mends, 1))
+def does_not_fit(recipe: Recipe, plan: Plan) -> str:
+    fixes = " ".join(f"({number}) {fix}" for number, fix in enumerate(plan.fixes, 1))
     return (
         f"{plan.stage} of {recipe.name} does not fit: predicted peak {plan.peak_gib:.1f} GiB, "
-        f"budget {plan.budget_gib:.1f} GiB on {plan.card}. {mends}"
+        f"budget {plan.budget_gib:.1f} GiB on {plan.card}. {fixes}"
     )
 
 
-def show_plan(recipe: Recipe, stage: StageName, plan: memory.Plan, console: Console) -> None:
+def show_plan(recipe: Recipe, stage: StageName, plan: Plan, console: Console) -> None:
     """What would run, on what, with which settings; predicted memory item by item."""
     section, settings = recipe.stage(stage), plan.settings
     micro, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
@@ -184,7 +187,7 @@ def show_plan(recipe: Recipe, stage: StageName, plan: memory.Plan, console: Cons
         ),
         (
             "recompute",
-            f"{settings.checkpoint_layers} of {recipe.model.architecture.num_hidden_layers} layers",
+            f"{settings.recompute_layers} of {recipe.model.architecture.num_hidden_layers} layers",
         ),
     ):
         facts.add_row(f"[dim]{label}[/]", value)
@@ -219,7 +222,7 @@ def finish(report: dict[str, Any], job: Job) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main. Exit codes: 0 done, 2 the user can mend it, 128 + signal stopped, 1 a fault."""
+    """Runs a script's main. Exit codes: 0 done, 2 the user can fix it, 128 + signal stopped, 1 a fault."""
     try:
         main()
     except UserError as error:
@@ -238,6 +241,6 @@ def run(main: Callable[[], None]) -> None:
     except Exception:
         if runlog.LOG.path:
             Console(stderr=True, highlight=False).print(
-                f"[bold red]a fault of ours;[/] what led to it is in {runlog.LOG.path}", soft_wrap=True
+                f"[bold red]an internal error;[/] what led to it is in {runlog.LOG.path}", soft_wrap=True
             )
         raise

@@ -1,10 +1,10 @@
-"""Errors that a user can mend: what was got, the limit, the fix. `cli` turns them into exit code 2."""
+"""Errors that a user can fix: what was got, the limit, the fix. `cli` turns them into exit code 2."""
 
 
 class UserError(Exception):
-    """One or more problems found together; each names what was got, what is allowed and the mend.
+    """One or more problems found together; each names what was got, what is allowed and the fix.
 
-    Raised from every floor, shown without a traceback. Anything else that escapes is a fault of ours.
+    Raised from every floor, shown without a traceback. Anything else that escapes is an internal error.
     """
 
     def __init__(self, *problems: str):

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import ROOT
-from toolkit import memory
-from toolkit.job import Job
-from toolkit.recipe import Recipe, load
-from toolkit.rundir import RunDir
+from toolkit.memory.plan import plan_stage
+from toolkit.recipe.load import load
+from toolkit.recipe.schema import Recipe
+from toolkit.run.rundir import RunDir
+from toolkit.training.job import Job
 
 FEW_ROWS = (
     "sft.max_rows=64",
@@ -65,9 +66,9 @@ class Stage:
 def run_stage(recipe: Recipe, stage: str, runs: Path, console: Console | None = None) -> Stage:
     import importlib
 
-    engine: Any = importlib.import_module(f"toolkit.engine.{stage}")
+    engine: Any = importlib.import_module(f"toolkit.engine.train.{stage}")
     run, console = RunDir(runs, recipe.name, stage), console or Console(record=True, width=200, quiet=False)
-    report = engine.run(Job(recipe, memory.plan(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
+    report = engine.run(Job(recipe, plan_stage(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
     return Stage(recipe, run, report, console)
 
 

@@ -19,7 +19,7 @@ def main() -> None:
     sys.argv[1:5] = []
     job = cli.start(stage, "")  # type: ignore[arg-type]
     assert job is not None, "the run is finished already"
-    engine: Any = importlib.import_module(f"toolkit.engine.{stage}")
+    engine: Any = importlib.import_module(f"toolkit.engine.train.{stage}")
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)

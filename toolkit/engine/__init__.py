@@ -8,8 +8,8 @@ from toolkit import env
 
 env.require_prepared()
 
-from toolkit import runlog
-from toolkit.engine.quiet import quiet
+from toolkit.engine.base.quiet import quiet
+from toolkit.run import runlog
 
 runlog.listen()
 with quiet():

@@ -1,0 +1,427 @@
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tests.data.test_rows import CHAT_ROWS, PAIR_ROWS
+from tests.small_tokenizers import byte_level, metaspace
+from toolkit.data.masking import IGNORE_INDEX, Masking, TokenizedChat, TokenizedPair, generation_prompt
+from toolkit.data.rows import Pair, Reason, recognise, to_messages, to_pair
+from toolkit.data.template import ChatTemplate, read_template
+from toolkit.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT.parent / "shared" / "data"
+needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="../shared/data is not here")
+WHOLE = 10**9
+
+
+def template(name: str, bos: str | None = None, eos: str | None = None) -> ChatTemplate:
+    return ChatTemplate(read_template(ROOT / "recipes" / "templates" / f"{name}.jinja"), bos, eos)
+
+
+TOKENIZERS = {"bytes": byte_level, "spaces": lambda: metaspace(False), "prepended": lambda: metaspace(True)}
+TOKENS = {  # BOS, end of turn
+    "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
+    "chatml": ("<s>", "<|im_end|>"),
+    "gemma": ("<bos>", "<end_of_turn>"),
+    "question_answer": ("<s>", "</s>"),
+}
+
+
+def masking(family: str, name: str, max_length: int = WHOLE, overlong: str = "cut") -> Masking:
+    bos, end = TOKENS[name]
+    return Masking(TOKENIZERS[family](), template(name, bos, "</s>"), end, max_length, overlong)
+
+
+ADDED = [token.content for token in byte_level().get_added_tokens_decoder().values()]
+FAMILIES = [
+    ("bytes", "llama3"),
+    ("bytes", "chatml"),
+    ("bytes", "gemma"),
+    ("bytes", "question_answer"),
+    ("spaces", "chatml"),
+    ("spaces", "gemma"),
+    ("spaces", "question_answer"),
+]
+
+
+def chat(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def trained_runs(result: TokenizedChat) -> list[list[int]]:
+    runs: list[list[int]] = [[]]
+    for label in result.labels:
+        if label != IGNORE_INDEX:
+            runs[-1].append(label)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+# Known answers ------------------------------------------------------------------------------------------
+
+
+def pieces(result: TokenizedChat, tokenizer: Tokenizer) -> list[str]:
+    """Trained tokens as they are, masked ones in brackets."""
+    texts = [decoded(tokenizer, [i]) for i in result.input_ids]
+    return [f"[{t}]" if label == IGNORE_INDEX else t for t, label in zip(texts, result.labels, strict=True)]
+
+
+def test_llama3_trains_the_reply_and_its_end():
+    mask = masking("bytes", "llama3")
+    [result] = mask.chats([chat("the the", "an answer", "the", "an")])
+    header = ["[<|start_header_id|>]", "[{}]", "[<|end_header_id|>]", "[\n]", "[\n]"]
+    assert "".join(pieces(result, mask.tokenizer)).replace("][", "") == (
+        "[<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nthe the<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n]an answer<|eot_id|>"
+        "[<|start_header_id|>user<|end_header_id|>\n\nthe<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n]an<|eot_id|>"
+    )
+    assert pieces(result, mask.tokenizer)[:2] == ["[<|begin_of_text|>]", header[0]]
+    assert not result.cut
+
+
+@pytest.mark.parametrize("family", ["bytes", "spaces", "prepended"])
+def test_the_space_before_the_answer_is_trained_with_its_first_word(family):
+    mask = masking(family, "question_answer")
+    [result] = mask.chats([chat("the", "the answer")])
+    runs = trained_runs(result)
+    assert len(runs) == 1
+    assert decoded(mask.tokenizer, runs[0]).lstrip(" ") == "the answer</s>"
+    assert mask.tokenizer.id_to_token(runs[0][0]) == ("Ġthe" if family == "bytes" else "▁the")
+    prompt = generation_prompt(mask.template, chat("the"))
+    assert prompt.endswith("\n\nAnswer:")
+    before = mask.tokenizer.encode(prompt, add_special_tokens=False).ids
+    assert result.input_ids[: len(before)] == before  # inference continues exactly what was masked
+    assert result.labels[: len(before)] == [IGNORE_INDEX] * len(before)
+
+
+def test_the_newline_after_the_end_is_masked():
+    mask = masking("bytes", "gemma")
+    [result] = mask.chats([chat("the", "an")])
+    assert pieces(result, mask.tokenizer)[-2:] == ["<end_of_turn>", "[\n]"]
+
+
+def test_indentation_inside_a_reply_is_trained():
+    """The byte-level post-processor gives such tokens empty offsets."""
+    mask = masking("bytes", "llama3")
+    code = "def f(x):\n        return x\n\n        \n    # end"
+    [result] = mask.chats([chat("code", code)])
+    [run] = trained_runs(result)
+    assert decoded(mask.tokenizer, run) == code + "<|eot_id|>"
+
+
+def test_settings_of_the_tokenizer_do_not_interfere_and_stay():
+    tokenizer = Tokenizer.from_str(byte_level().to_str())
+    [expected] = masking("bytes", "llama3").chats([chat("the", "an answer")])
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=50)
+    tokenizer.encode_special_tokens = True
+    before = json.loads(tokenizer.to_str())
+    mask = Masking(tokenizer, template("llama3", "<|begin_of_text|>"), "<|eot_id|>", WHOLE)
+    assert mask.chats([chat("the", "an answer")]) == [expected]
+    assert json.loads(tokenizer.to_str()) == before
+    assert tokenizer.encode_special_tokens
+
+
+def test_end_of_turn_must_be_one_token():
+    with pytest.raises(UserError, match=r"<\|end\|>' is \d+ tokens"):
+        Masking(byte_level(), template("chatml"), "<|end|>", 10)
+
+
+def test_pairs_share_the_prompt():
+    mask = masking("bytes", "llama3")
+    [pair] = mask.pairs([Pair(chat("the", "an", "the"), chat("", "yes the")[1:], chat("", "yes an")[1:])])
+    text = [decoded(mask.tokenizer, ids) for ids in pair[:3]]
+    assert text[0].endswith("the<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+    assert text[1:] == ["yes the<|eot_id|>", "yes an<|eot_id|>"]  # the shared "yes" is reply, not prompt
+    assert not pair.cut
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "replies", "expected"),
+    [
+        ("xt", ("s", "s s"), ["xt", "s</s>", "s s</s>"]),
+        ("xt", ("h", "s"), ["x", "th</s>", "ts</s>"]),  # a reply's first letter merges with the prompt's last
+        ("xth", ("e", "s"), ["x", "the</s>", "ths</s>"]),  # and so another merge before it does not happen
+    ],
+)
+def test_replies_that_change_the_tokens_before_them(asked, replies, expected, swap):
+    vocab = {token: i for i, token in enumerate(["x", "t", "h", "e", "s", " ", "he", "th", "</s>"])}
+    tokenizer = Tokenizer(models.BPE(vocab, [("h", "e"), ("t", "h")]))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["</s>"])
+    source = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    mask = Masking(tokenizer, ChatTemplate(source), "</s>", WHOLE)
+    chosen, rejected = (chat("", reply)[1:] for reply in (reversed(replies) if swap else replies))
+    [pair] = mask.pairs([Pair(chat(asked), chosen, rejected)])
+    texts = [decoded(tokenizer, ids) for ids in pair[:3]]
+    assert texts == ([expected[0], expected[2], expected[1]] if swap else expected)
+
+
+def test_a_space_that_is_a_token_of_its_own_is_trained_too():
+    """Before a digit Llama-3 does not glue it; the byte-level post-processor then gives it empty offsets."""
+    tokenizer = Tokenizer.from_str(byte_level().to_str())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, tokenizer.pre_tokenizer])
+    mask = Masking(tokenizer, template("question_answer", None, "</s>"), "</s>", WHOLE)
+    [result] = mask.chats([chat("the", "42")])
+    assert [decoded(tokenizer, [i]) for i in trained_runs(result)[0]] == [" ", "4", "2", "</s>"]
+
+
+def test_cutting():
+    messages = chat("the", "an answer", "the", "an")
+    [whole] = masking("bytes", "llama3").chats([messages])
+    first_trained = next(i for i, label in enumerate(whole.labels) if label != IGNORE_INDEX)
+    for length in range(1, len(whole.input_ids) + 2):
+        [kept] = masking("bytes", "llama3", length).chats([messages])
+        [dropped] = masking("bytes", "llama3", length, "drop").chats([messages])
+        if length >= len(whole.input_ids):
+            assert kept == dropped == whole
+        else:
+            assert dropped is Reason.ANSWER_CUT
+            if length <= first_trained:
+                assert kept is Reason.NO_TRAINED_TOKEN
+            else:
+                assert kept == TokenizedChat(whole.input_ids[:length], whole.labels[:length], cut=True)
+
+
+def test_cutting_the_newline_after_the_end_cuts_no_answer():
+    [whole] = masking("bytes", "gemma").chats([chat("the", "an")])
+    [result] = masking("bytes", "gemma", len(whole.input_ids) - 1, "drop").chats([chat("the", "an")])
+    assert result == TokenizedChat(whole.input_ids[:-1], whole.labels[:-1], cut=False)
+
+
+def test_cutting_pairs():
+    pair = Pair(chat("the"), chat("", "an answer")[1:], chat("", "an an")[1:])
+    [whole] = masking("bytes", "llama3").pairs([pair])
+    prompt = len(whole.prompt_ids)
+    longest = prompt + max(len(whole.chosen_ids), len(whole.rejected_ids))
+
+    def at(length: int, overlong: str = "cut") -> TokenizedPair | Reason:
+        return masking("bytes", "llama3", length, overlong).pairs([pair])[0]
+
+    assert at(longest) == whole
+    assert at(prompt) is Reason.NO_ROOM
+    assert at(prompt + 1) is Reason.EQUAL_AFTER_CUT
+    cut = at(longest - 1)
+    assert cut.cut
+    assert max(len(cut.chosen_ids), len(cut.rejected_ids)) == longest - 1 - prompt
+    assert at(longest - 1, "drop") is Reason.ANSWER_CUT
+    assert at(prompt, "drop") is Reason.NO_ROOM
+
+
+UNCLOSED = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+FORGETFUL = (
+    "{% for m in messages %}{{ m.role }}\n{{ m.content if loop.last else '...' }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant\n{% endif %}"
+)
+LLAMA3 = template("llama3", "<|begin_of_text|>")
+UNMASKABLE = [
+    (LLAMA3, "<|eot_id|>", chat("the <|eot_id|>", "an"), Reason.SPECIAL_TOKEN_IN_TEXT),
+    (LLAMA3, "<|eot_id|>", chat("the", "an <|begin_of_text|>"), Reason.SPECIAL_TOKEN_IN_TEXT),
+    (LLAMA3, "<|eot_id|>", chat("the \ud83d", "an"), Reason.BROKEN_TEXT),
+    (
+        template("gemma"),
+        "<end_of_turn>",
+        [{"role": "system", "content": "the"}, *chat("the", "an")],
+        Reason.TEMPLATE_REFUSED,
+    ),
+    (ChatTemplate(FORGETFUL), "<|eot_id|>", chat("the", "an", "the", "an"), Reason.TEMPLATE_UNSTABLE),
+    (ChatTemplate(UNCLOSED), "<|eot_id|>", chat("the", "an"), Reason.NO_END_OF_TURN),
+]
+
+
+@pytest.mark.parametrize(("chosen", "end", "messages", "expected"), UNMASKABLE)
+def test_conversations_that_cannot_be_masked(chosen, end, messages, expected):
+    mask = Masking(byte_level(), chosen, end, WHOLE)
+    good = chat("the", "an")
+    first, result, last = mask.chats([good, messages, good])
+    assert result is expected
+    assert first == last  # neighbours in the batch are not touched
+    assert mask.pairs([Pair(messages[:-1], messages[-1:], chat("", "the")[1:])]) == [expected]
+
+
+def test_every_reason_can_happen():
+    happened = {to_messages(row, schema) for schema, row, out in CHAT_ROWS if isinstance(out, Reason)}
+    happened |= {to_pair(row, schema) for schema, row, out in PAIR_ROWS if isinstance(out, Reason)}
+    for chosen, end, messages, _ in UNMASKABLE:
+        happened.update(Masking(byte_level(), chosen, end, WHOLE).chats([messages]))
+    pair = Pair(chat("the"), chat("", "an answer")[1:], chat("", "an an")[1:])
+    for length in range(1, 40):
+        for overlong in ("cut", "drop"):
+            mask = masking("bytes", "llama3", length, overlong)
+            results = mask.pairs([pair]) + mask.chats([chat("the", "an")])
+            happened.update(result for result in results if isinstance(result, Reason))
+    assert happened == set(Reason)
+    assert all(reason.sentence for reason in Reason)
+
+
+def test_equal_replies_after_tokenising():
+    mask = Masking(metaspace(False), template("chatml"), "<|im_end|>", WHOLE)
+    pair = Pair(chat("the"), chat("", "an\u2581a")[1:], chat("", "an a")[1:])  # the normalizer makes them one
+    assert mask.pairs([pair]) == [Reason.EQUAL_REPLIES]
+
+
+def test_a_template_that_does_not_trim_still_gives_exact_spans():
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    mask = Masking(byte_level(), ChatTemplate(source), "<|im_end|>", WHOLE)
+    [result] = mask.chats([chat(" the ", " an \n", "the", "an")])
+    assert [decoded(mask.tokenizer, run) for run in trained_runs(result)] == [
+        " an \n<|im_end|>",
+        "an<|im_end|>",
+    ]
+
+
+def test_survives_pickling():
+    mask = pickle.loads(pickle.dumps(masking("bytes", "llama3")))
+    assert mask.chats([chat("the", "an")]) == masking("bytes", "llama3").chats([chat("the", "an")])
+
+
+def test_nothing_to_do():
+    assert masking("bytes", "llama3").chats([]) == []
+    assert masking("bytes", "llama3").pairs([Reason.NO_TURNS]) == [Reason.NO_TURNS]
+
+
+# Properties ---------------------------------------------------------------------------------------------
+
+SPECIAL_TOKENS = {"</s>"}.union(*TOKENS.values(), *(t.special_tokens(ADDED) for t in map(template, TOKENS)))
+TEXT = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), min_size=1, max_size=12),
+    st.text(" \n\tthean(1.:", min_size=1, max_size=20),
+).filter(lambda text: text.strip() and not any(token in text for token in SPECIAL_TOKENS))
+CHATS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4).map(
+    lambda turns: chat(*(text for turn in turns for text in turn))
+)
+
+
+@pytest.mark.parametrize(("family", "name"), FAMILIES)
+@settings(max_examples=60, deadline=None)
+@given(messages=CHATS)
+def test_trained_tokens_are_the_replies_with_their_ends(family, name, messages):
+    mask = masking(family, name)
+    [result] = mask.chats([messages])
+    replies = [message["content"].strip() for message in messages if message["role"] == "assistant"]
+    texts = [decoded(mask.tokenizer, run) for run in trained_runs(result)]
+    assert [text.removeprefix(" ") if name == "question_answer" else text for text in texts] == [
+        reply + mask.end_of_turn for reply in replies
+    ]
+    plain = mask.tokenizer.encode(mask.template.render(messages), add_special_tokens=False).ids
+    assert result.input_ids == plain
+    assert all(label in (IGNORE_INDEX, i) for label, i in zip(result.labels, result.input_ids, strict=True))
+    assert result.num_trained == sum(map(len, trained_runs(result)))
+    bos = mask.tokenizer.token_to_id(mask.template.bos_token)
+    assert result.input_ids.count(bos) == 1
+    assert result.input_ids[0] == bos
+
+
+@pytest.mark.parametrize(("family", "name"), FAMILIES)
+@settings(max_examples=40, deadline=None)
+@given(messages=CHATS, max_length=st.integers(1, 120))
+def test_cutting_only_shortens(family, name, messages, max_length):
+    [whole] = masking(family, name).chats([messages])
+    [cut] = masking(family, name, max_length).chats([messages])
+    if cut is Reason.NO_TRAINED_TOKEN:
+        assert set(whole.labels[:max_length]) == {IGNORE_INDEX}
+    else:
+        assert (cut.input_ids, cut.labels) == (whole.input_ids[:max_length], whole.labels[:max_length])
+        assert cut.cut == (cut.num_trained < whole.num_trained)
+    [dropped] = masking(family, name, max_length, "drop").chats([messages])
+    assert dropped == cut or (dropped is Reason.ANSWER_CUT and (cut is Reason.NO_TRAINED_TOKEN or cut.cut))
+
+
+@settings(max_examples=60, deadline=None)
+@given(messages=CHATS)
+def test_a_prepended_space_changes_no_trained_text(messages):
+    mask = masking("prepended", "question_answer")
+    [result] = mask.chats([messages])
+    texts = [decoded(mask.tokenizer, run).removeprefix(" ") for run in trained_runs(result)]
+    assert texts == [m["content"].strip() + "</s>" for m in messages if m["role"] == "assistant"]
+
+
+@pytest.mark.parametrize(("family", "name"), FAMILIES)
+@settings(max_examples=40, deadline=None)
+@given(messages=CHATS, other=TEXT, max_length=st.integers(1, 120))
+def test_pairs_decode_to_their_renders_and_cutting_only_shortens(family, name, messages, other, max_length):
+    pair = Pair(messages[:-1], messages[-1:], chat("", other)[1:])
+    assume(pair.chosen[0]["content"].strip() != other.strip())
+    mask = masking(family, name)
+    [whole] = mask.pairs([pair])
+    for reply, ids in ((pair.chosen, whole.chosen_ids), (pair.rejected, whole.rejected_ids)):
+        render = mask.template.render(pair.prompt + reply)
+        assert decoded(mask.tokenizer, whole.prompt_ids + ids) == render.rstrip("\n")
+        assert ids[-1] == mask.tokenizer.token_to_id(mask.end_of_turn)
+    [cut] = masking(family, name, max_length).pairs([pair])
+    if isinstance(cut, Reason):
+        assert cut in (Reason.NO_ROOM, Reason.EQUAL_AFTER_CUT)
+    else:
+        assert cut.prompt_ids == whole.prompt_ids
+        for after, before in ((cut.chosen_ids, whole.chosen_ids), (cut.rejected_ids, whole.rejected_ids)):
+            assert after == before[: max_length - len(whole.prompt_ids)]
+        assert cut.cut == (cut != whole)
+        assert cut.chosen_ids != cut.rejected_ids
+
+
+# The real tokenizer and real rows -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama3() -> Tokenizer:
+    return Tokenizer.from_file(str(SAMPLES / "tokenizers" / "llama3" / "tokenizer.json"))
+
+
+def load(name: str, kind: str) -> list:
+    rows = [json.loads(line) for line in (SAMPLES / name).read_text().split("\n") if line]
+    schema = recognise(rows[0], kind, rows[0])
+    return [(to_messages if kind == "chat" else to_pair)(row, schema) for row in rows]
+
+
+@needs_samples
+@pytest.mark.parametrize("name", ["llama3", "question_answer"])
+def test_real_chats_train_exactly_their_replies(llama3, name):
+    eos = "<|eot_id|>"
+    mask = Masking(llama3, template(name, "<|begin_of_text|>", eos), eos, WHOLE)
+    chats = load("sft/fastchat_dummy_conversation.jsonl", "chat") + load(
+        "sft/lf_alpaca_en_demo.jsonl", "chat"
+    )
+    for messages, result in zip(chats, mask.chats(chats), strict=True):
+        texts = [decoded(llama3, run).removeprefix(" ") for run in trained_runs(result)]
+        assert texts == [m["content"].strip() + eos for m in messages if m["role"] == "assistant"]
+        assert result.input_ids.count(128_000) == 1
+
+
+@needs_samples
+def test_real_pairs(llama3):
+    source = template("llama3", "<|begin_of_text|>", "<|eot_id|>")
+    pairs = load("pref/lf_dpo_en_demo.jsonl", "pair")
+    results = Masking(llama3, source, "<|eot_id|>", WHOLE).pairs(pairs)
+    for pair, result in zip(pairs, results, strict=True):
+        assert decoded(llama3, result.prompt_ids) == source.render(pair.prompt, add_generation_prompt=True)
+        assert decoded(llama3, result.chosen_ids) == pair.chosen[0]["content"].strip() + "<|eot_id|>"
+        assert decoded(llama3, result.rejected_ids) == pair.rejected[0]["content"].strip() + "<|eot_id|>"
+    short = Masking(llama3, source, "<|eot_id|>", 512).pairs(pairs)
+    counts = Counter(result if isinstance(result, Reason) else "used" for result in short)
+    assert sum(counts.values()) == 299
+    assert set(counts) == {"used", Reason.NO_ROOM}
+    rasbt = Masking(llama3, source, "<|eot_id|>", 512).pairs(
+        load("pref/rasbt_instruction_preference.jsonl", "pair")
+    )
+    assert Counter(r if isinstance(r, Reason) else "used" for r in rasbt) == {
+        "used": 1094,
+        Reason.EQUAL_REPLIES: 6,
+    }

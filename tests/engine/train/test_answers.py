@@ -1,0 +1,129 @@
+"""What a real run leaves to be read: answers before and after, report.html, and both when it did not finish."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from tests.engine.conftest import Stage, run_stage, tiny
+from tests.in_browser import look_at
+from toolkit.engine.inference import generate
+from toolkit.engine.train import answers
+from toolkit.engine.train import sft as sft_stage
+from toolkit.errors import Interrupted, UserError
+from toolkit.report.run_record import REPORT_KEYS
+from toolkit.run.rundir import RunDir
+
+
+def rows_of(run: RunDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "answers.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def dpo(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    runs = tmp_path_factory.mktemp("runs")
+    (runs / "tiny").mkdir()
+    (runs / "tiny" / "sft").symlink_to(sft.run.path)
+    return run_stage(tiny("dpo.learning_rate=5e-3"), "dpo", runs)
+
+
+def test_dpo_starts_from_the_answers_that_sft_ended_with(sft: Stage, dpo: Stage) -> None:
+    prompts = list(sft.recipe.compare.prompts)
+    for stage, before in ((sft, "base"), (dpo, "sft")):
+        assert [row["prompt"] for row in rows_of(stage.run)] == prompts
+        said = stage.report["answers"]
+        assert (said["before"], said["after"], said["note"]) == (before, stage.report["stage"], None)
+        assert any(row["before"]["text"] != row["after"]["text"] for row in rows_of(stage.run))
+    assert [row["before"] for row in rows_of(dpo.run)] == [row["after"] for row in rows_of(sft.run)]
+
+
+def test_the_pages_of_real_runs_open_without_network_and_show_their_curves(
+    sft: Stage, dpo: Stage, browser: Any
+) -> None:
+    for stage, num_figures, width, scheme in ((sft, 5, 1280, "light"), (dpo, 8, 400, "dark")):
+        file = stage.run.page.resolve()
+        seen = look_at(browser, file, num_figures, width, scheme)
+        assert len(seen.figures) == num_figures
+        assert all(figure["drawn"] > 100 for figure in seen.figures)
+        assert (seen.requests, seen.complaints, seen.overflow) == ([file.as_uri()], [], 0)
+        text = seen.page.inner_text("body")
+        assert "Finished" in text
+        assert stage.recipe.compare.prompts[0] in text
+        assert "No GPU took part" in text
+        seen.page.context.close()
+
+
+def test_a_finished_run_stays_finished_when_the_answers_or_the_page_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("CUDA out of memory [test]")
+
+    monkeypatch.setattr(generate, "answer", no_memory)
+    (tmp_path / "tiny" / "sft" / "report.html").mkdir(parents=True)  # the page cannot take this name
+    stage = run_stage(tiny("sft.max_steps=1"), "sft", tmp_path)
+    assert stage.run.read_manifest()["outcome"] == "finished"
+    assert stage.run.finished_with()
+    assert stage.report["answers"]["note"] == "CUDA out of memory [test]"
+    assert json.loads(stage.run.report.read_text())["answers"]["note"] == "CUDA out of memory [test]"
+    assert "no answers before and after: CUDA out of memory [test]" in stage.shown
+    assert "report.html is not written" in stage.shown
+    assert not (stage.run.path / "answers.jsonl").exists()
+
+
+def test_an_interrupted_run_leaves_a_report_of_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pod(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    build = sft_stage.build
+
+    def watched(*args: Any) -> Any:
+        trainer = build(*args)
+        trainer.add_callback(Pod())
+        return trainer
+
+    monkeypatch.setattr(sft_stage, "build", watched)
+    recipe, run = tiny("sft.max_steps=4"), RunDir(tmp_path, "tiny", "sft")
+    with pytest.raises(Interrupted):
+        run_stage(recipe, "sft", tmp_path)
+    report = json.loads(run.report.read_text())
+    assert set(report) == set(REPORT_KEYS)
+    assert (report["outcome"], report["wall_seconds"], report["answers"]) == ("interrupted", None, None)
+    assert report["num_steps"] >= 2 and report["loss_first"] and report["planned_items_gib"]
+    assert f"continues at step {report['num_steps']} of 4" in run.page.read_text()
+
+    monkeypatch.undo()
+    finished = run_stage(recipe, "sft", tmp_path)
+    assert set(finished.report) == set(REPORT_KEYS)
+    assert run.read_manifest()["resumed_at_steps"] == [report["num_steps"]]
+    assert "continued 1 time" in run.page.read_text()
+
+
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
+    run = RunDir(tmp_path, "tiny", "sft")
+    with pytest.raises(UserError):
+        run_stage(tiny("sft.max_length=40", "sft.max_dropped_fraction=0"), "sft", tmp_path)
+    report = json.loads(run.report.read_text())
+    assert set(report) == set(REPORT_KEYS)
+    assert report["outcome"] == "failed" and "max_dropped_fraction" in report["reason"]
+    assert report["num_steps"] == 0 and report["loss_last"] is None
+    assert "max_dropped_fraction" in run.page.read_text()
+
+
+def test_a_signal_while_it_answers_costs_the_answers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(answers, "_both", stopped)
+    stage = run_stage(tiny("sft.max_steps=1"), "sft", tmp_path)
+    assert stage.run.read_manifest()["outcome"] == "finished"
+    assert stage.report["answers"]["note"] == "a signal asked the run to end"

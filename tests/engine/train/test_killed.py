@@ -1,0 +1,80 @@
+"""Killed at named moments and at a random one, the same command again ends with the same weights, bit for bit.
+
+A process that the kernel kills for want of memory gets the same SIGKILL. benchmarks/reliability.py does it 200 times.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.engine.conftest import FEW_ROWS, STEPS, run_stage, tiny, weights
+from toolkit.engine.train import checkpoints
+
+# So many forward passes are over at the latest before the second checkpoint: probe, reference, proof, steps.
+FORWARDS = {"sft": 5, "dpo": 8}
+LAYER = "bitsandbytes.nn:Linear4bit.forward", 28  # its calls in one forward pass
+BACKWARD = "accelerate:Accelerator.backward"
+
+
+def killed(place: str, calls: int, signals: str, name: str, runs: Path) -> "subprocess.CompletedProcess[str]":
+    words = [word for override in (*FEW_ROWS, *STEPS) for word in ("--set", override)]
+    driver = [sys.executable, "-m", "tests.engine.killed", place, str(calls), signals, name]
+    command = [*driver, "--recipe", "tiny", "--runs", str(runs), *words]
+    cache = {
+        "XDG_CACHE_HOME": str(runs / "cache")
+    }  # of its own: preparing and the reference pass are killed too
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | cache
+    )
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_killed_again_and_again_it_ends_with_the_same_weights(name: str, whole: Path, tmp_path: Path) -> None:
+    if name == "dpo":
+        shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
+    run = tmp_path / "tiny" / name
+    call = random.randint(1, FORWARDS[name] * LAYER[1])
+    done = killed(LAYER[0], call, "SIGKILL", name, tmp_path)
+    assert done.returncode == -signal.SIGKILL, (call, done.stdout, done.stderr)
+
+    gentle = name == "sft"
+    done = killed(BACKWARD, 3, "SIGTERM" if gentle else "SIGINT,SIGINT", name, tmp_path)
+    assert done.returncode == (143 if gentle else 130) and "Traceback" not in done.stdout + done.stderr, done
+    if gentle:  # the step in flight ended
+        said = " ".join(done.stderr.split())
+        found = re.search(r"stopped at step (\d), \d+\.\d s after SIGTERM; the same command continues", said)
+        assert found and checkpoints.damage(run / "checkpoints" / f"checkpoint-{found[1]}") is None, said
+
+    assert killed("toolkit.run.sealing:seal", 1, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert list((run / "checkpoints" / ".staging").glob("checkpoint-*/optimizer.pt")), (
+        "none was being written"
+    )
+    saving = "transformers:GenerationConfig.save_pretrained"
+    assert killed(saving, 1, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert (run / ".adapter.tmp" / "adapter_model.safetensors").exists() and not (run / "adapter").exists()
+
+    again, last = run_stage(tiny(*STEPS), name, tmp_path), {"sft": 7, "dpo": 5}[name]
+    assert weights(run) == weights(whole / name)
+    assert f"continuing at step {last} of {last}" in again.shown
+    assert f"ended without a word after its checkpoint of step {last}" in again.shown
+    assert (
+        again.report["train_tokens"] == json.loads((whole / name / "report.json").read_text())["train_tokens"]
+    )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, last + 1)), (
+        "twice or not at all"
+    )
+    recorded = again.run.read_manifest()
+    story = [attempt["outcome"] for attempt in recorded["attempts"]]
+    assert story == ["killed", "interrupted", "killed", "killed", "finished"]
+    assert recorded["total_seconds"] == sum(attempt["seconds"] for attempt in recorded["attempts"])
+    assert not list(run.glob(".*")) and not (run / "checkpoints" / ".staging").exists(), "something was left"

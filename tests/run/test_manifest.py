@@ -1,0 +1,84 @@
+"""The manifest says how a run was made, and never a secret."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from toolkit import env, hardware
+from toolkit.recipe.load import load
+from toolkit.redaction import redacted
+from toolkit.run import manifest
+from toolkit.run.files import write_json
+from toolkit.run.rundir import RunDir
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run_sft.py --set x=hf_abcdefghijklmnop",
+        "run_sft.py --token hf_abcdefghijklmnop",
+        "run_export.py --api_key=hunter2hunter2",
+        "run_sft.py --password hunter2hunter2",
+    ],
+)
+def test_a_secret_in_the_command_is_blanked(command: str) -> None:
+    said = redacted(command)
+    assert "***" in said and "abcdefgh" not in said and "hunter2" not in said
+
+
+def test_a_secret_of_the_environment_is_blanked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    assert "0123456789abcdef" not in redacted("run.py --set note=0123456789abcdef")
+
+
+def test_what_only_sounds_like_a_secret_stays() -> None:
+    said = "pad_token '<|eot_id|>' is also an end token: padding is masked; --set template.pad_token=<pad> max_tokens=5"
+    assert redacted(said) == said
+
+
+def test_no_file_of_a_run_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given as an option, inside an address of the recipe, in the environment, in the text of an exception."""
+    secrets = ("hf_abcdefghijklmnop", "hunter2hunter2", "0123456789abcdef", "sk-ant-0123456789")
+    monkeypatch.setenv("WANDB_API_KEY", secrets[2])
+    address = f"https://someone:{secrets[1]}@example.org/rows.jsonl"
+    words = [f"sft.datasets.0.path={address}", f"model.revision={secrets[0]}", f"description={secrets[2]}"]
+    monkeypatch.setattr("sys.argv", ["run_sft.py", *(w for word in words for w in ("--set", word))])
+    recipe, run = load("tiny", tuple(words)), RunDir(tmp_path, "tiny", "sft")
+    with run.locked():
+        run.start(recipe.trajectory("sft"))
+        run.record(manifest.describe(recipe, hardware.here(), env.require_prepared()))
+        run.record(manifest.begun(run.read_manifest(), 0))
+        reason = redacted(f"401 for {address}, Authorization: Bearer {secrets[3]}")
+        run.record(manifest.noted(run.read_manifest(), outcome="failed", reason=reason))
+        write_json(run.report, {"notes": [address]})
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    for file in files:
+        assert not [secret for secret in secrets if secret in file.read_text()], file
+    run.start(recipe.trajectory("sft"))  # and it is still the same run
+
+
+def test_every_attempt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run_sft.py", "--recipe", "tiny"])
+    recorded = manifest.begun({}, 0)
+    recorded |= manifest.noted(recorded, step=20, seconds=30.0)  # its last checkpoint; then a kill
+    recorded |= manifest.begun(recorded, 20)
+    recorded |= manifest.noted(recorded, step=50, seconds=12.5, outcome="finished", ended=manifest.now())
+    told = [[attempt[key] for key in ("from_step", "step", "outcome")] for attempt in recorded["attempts"]]
+    assert told == [[0, 20, "killed"], [20, 50, "finished"]]
+    assert recorded["total_seconds"] == 42.5
+    assert recorded["started"] == recorded["attempts"][0]["started"]
+
+
+def test_it_names_recipe_packages_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run_sft.py", "--recipe", "tiny"])
+    made = manifest.describe(load("tiny"), hardware.here(), env.require_prepared())
+    assert made["command"] == "run_sft.py --recipe tiny" and made["packages"]["trl"] == "1.15.0"
+    assert (
+        made["recipe_sha256"]
+        != manifest.describe(load("tiny", ("seed=1",)), hardware.here(), env.require_prepared())[
+            "recipe_sha256"
+        ]
+    )
+    json.dumps(made)

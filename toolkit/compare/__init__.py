@@ -1,0 +1,1 @@
+"""Models side by side: which ones, and how their answers are measured and shown."""

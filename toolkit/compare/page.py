@@ -1,0 +1,135 @@
+"""A comparison as one HTML file: a column a model, differences marked, a blind mode, and votes that become pairs.
+
+The rows stand in it as JSON; comparison_page.js, written into the page, shows them. Votes stay in the browser until
+they are downloaded, as JSON lines in the layout that `dpo.datasets` reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.compare.view import Row, measure_rows
+from toolkit.recipe.schema import Recipe
+from toolkit.report.html import document
+
+SCRIPT = Path(__file__).with_suffix(".js")
+STYLE = """
+body { max-width: 110rem; }
+button, select, input { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--line);
+  border-radius: .35rem; padding: .3rem .7rem; }
+button { cursor: pointer; }
+button:hover { border-color: var(--accent); }
+button[aria-pressed=true] { background: var(--accent); border-color: var(--accent); color: var(--paper); }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.about, .note, kbd { color: var(--quiet); font-size: .9rem; }
+kbd { border: 1px solid var(--line); border-radius: .25rem; padding: 0 .3rem; font-family: inherit; }
+.bar { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .5rem; align-items: center;
+  padding: .6rem 0; background: var(--paper); border-bottom: 1px solid var(--line); }
+.bar input { flex: 1 1 12rem; min-width: 8rem; }
+.scroll { overflow-x: auto; }
+summary { cursor: pointer; color: var(--quiet); margin-top: .5rem; }
+table { border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem 1rem .15rem 0; text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; font-weight: normal; color: var(--quiet); }
+thead th { border-bottom: 1px solid var(--line); }
+article { margin: 1.2rem 0; padding: 1rem; border: 1px solid var(--line); border-radius: .5rem;
+  scroll-margin-top: 4.5rem; content-visibility: auto; contain-intrinsic-size: auto 16rem; }
+article.here { border-color: var(--accent); }
+article:focus { outline: none; }
+.turn, .text { white-space: pre-wrap; overflow-wrap: anywhere; }
+.turn { margin: .2rem 0; }
+.turn:last-child { font-weight: 600; }
+.role { color: var(--quiet); font-weight: normal; font-size: .85rem; margin-right: .5rem; }
+.answers { display: grid; gap: .75rem; margin-top: .75rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, max(15rem, 100% / var(--columns) - .75rem)), 1fr)); }
+.answer { display: flex; flex-direction: column; gap: .5rem; min-width: 0; padding: .6rem .7rem;
+  background: var(--panel); border: 1px solid transparent; border-radius: .35rem; }
+.answer.won { border-color: var(--good); }
+.answer h3 { margin: 0; font-size: .9rem; color: var(--quiet); display: flex; justify-content: space-between; }
+.answer h3 span { font-weight: normal; }
+.text { flex: 1; }
+.cut { color: var(--warn); }
+mark { color: inherit; border-radius: .2rem; background: color-mix(in srgb, var(--accent) 22%, transparent); }
+.votes { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .75rem; align-items: center; }
+.voice { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+@media (max-width: 44rem) { body { padding: .6rem; } article { padding: .7rem; } .bar { position: static; } }
+"""
+BODY = """
+<header id="header"></header>
+<div class="scroll" id="measures"></div>
+<div class="bar" role="toolbar" aria-label="what is shown">
+<button id="blind" aria-pressed="false" title="hide the names, shuffle the columns (b)">blind</button>
+<input id="search" type="search" placeholder="search prompts and answers" aria-label="search prompts and answers">
+<select id="filter" aria-label="which prompts"><option value="all">all prompts</option>
+<option value="differ">answers differ</option><option value="open">not voted on</option>
+<option value="voted">voted on</option><option value="cut">an answer did not end</option></select>
+<select id="against" aria-label="mark differences"></select>
+<span id="progress" role="status"></span>
+<button id="download" disabled>download votes</button>
+</div>
+<p class="note" id="note"></p>
+<main id="rows"></main>
+<p class="note"><kbd>1</kbd> <kbd>2</kbd> \u2026 this one is better \u00b7 <kbd>t</kbd> tie \u00b7
+<kbd>s</kbd> skip \u00b7 <kbd>j</kbd> <kbd>k</kbd> next and previous \u00b7
+<kbd>b</kbd> blind \u00b7 <kbd>/</kbd> search</p>
+<noscript><p>This page shows its rows by a script; comparison.md holds the same.</p></noscript>
+"""
+
+
+def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole file."""
+    names = list(models)
+    content = {
+        "recipe": recipe.name,
+        "description": recipe.description,
+        "names": names,
+        "measures": [[label, *cells] for label, cells in measure_rows(models)],
+        "rows": [_row(row, names) for row in rows],
+    }
+    text = json.dumps(content, ensure_ascii=False)
+    content["id"] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    script = SCRIPT.read_text(encoding="utf-8")
+    body = f'{BODY}<script type="application/json" id="data">{_embedded(content)}</script>\n<script>{script}</script>'
+    return document(f"{recipe.name}: {len(names)} models compared", body, STYLE, scripts=True)
+
+
+def _row(row: Row, names: Sequence[str]) -> dict[str, Any]:
+    """Turns, each answer as words, and which words of each differ from each other answer: [first, end) by word."""
+    words = [_words(row["answers"][name]) for name in names]
+    return {
+        "turns": row["messages"],
+        "words": words,
+        "ended": [row["measured"][name]["ended"] for name in names],
+        "tokens": [row["measured"][name]["num_tokens"] for name in names],
+        "marks": [[_differing(other, own) for other in words] for own in words],
+    }
+
+
+def _words(text: str) -> list[str]:
+    """Words with the white space after them; joined, they are the text."""
+    return re.findall(r"\S+\s*|\s+", text)
+
+
+def _differing(before: Sequence[str], after: Sequence[str]) -> list[tuple[int, int]]:
+    """Ranges of words in `after` that `before` lacks at their place."""
+    matcher = difflib.SequenceMatcher(
+        None, [word.strip() for word in before], [word.strip() for word in after], autojunk=False
+    )
+    return [
+        (start, end) for what, _, _, start, end in matcher.get_opcodes() if what != "equal" and start < end
+    ]
+
+
+def _embedded(content: Any) -> str:
+    """JSON that no text in it can end: `<`, which only occurs inside its strings, is spelled otherwise.
+
+    So are half characters, which UTF-8 lacks.
+    """
+    text = json.dumps(content, ensure_ascii=False)
+    return re.sub(r"[<\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)

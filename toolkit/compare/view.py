@@ -1,0 +1,200 @@
+"""A comparison for a reader: one row a prompt, one column a model, as Markdown and on screen.
+
+A row is {"prompt": the text answered, "messages": all its turns, "answers": {model: text}, "measured": {model:
+{"num_tokens", "ended", "seconds"}}}; that is a line of comparison.jsonl, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from toolkit.console.panel import CTRL_C
+from toolkit.console.screen import is_live
+from toolkit.recipe.schema import Recipe
+
+Row = dict[str, Any]
+MEASURES = (
+    ("correct_fraction", "answered correctly", "{:.1%}"),
+    ("preference_accuracy", "prefers the chosen reply", "{:.1%}"),
+    ("mean_implicit_reward", "implicit reward of its answers", "{:+.3f}"),
+    ("ended_fraction", "ended by itself", "{:.1%}"),
+    ("mean_answer_tokens", "tokens an answer, mean", "{:.1f}"),
+    ("median_answer_tokens", "tokens an answer, median", "{:.1f}"),
+    ("mean_answer_characters", "characters an answer, mean", "{:.1f}"),
+    ("median_answer_characters", "characters an answer, median", "{:.1f}"),
+    ("empty_fraction", "empty answers", "{:.1%}"),
+    ("distinct_1", "distinct words in an answer", "{:.1%}"),
+    ("distinct_2", "distinct pairs of words", "{:.1%}"),
+    ("distinct_3", "distinct triples of words", "{:.1%}"),
+    ("mean_longest_repeat_words", "longest repeat, words, mean", "{:.1f}"),
+    ("max_longest_repeat_words", "longest repeat, words, largest", "{:.0f}"),
+    ("script_drift_fraction", "in another script than the prompt", "{:.1%}"),
+    ("tokens_per_second", "tokens/s", "{:,.0f}"),
+)
+NARROWEST = 22  # characters a column may have before models stand below each other
+REFRESH_SECONDS = 0.1
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def measure_rows(models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(label, one formatted value a model) of every measure that some model has."""
+    rows = []
+    for key, label, style in MEASURES:
+        values = [measures.get(key) for measures in models.values()]
+        if any(value is not None for value in values):
+            rows.append((label, ["-" if value is None else style.format(value) for value in values]))
+    return rows
+
+
+# Markdown --------------------------------------------------------------------------------------------------
+
+
+def comparison_markdown(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Measures, then each prompt with its answers as quotes."""
+    names = list(models)
+    lines = [f"# {recipe.name}: {' / '.join(names)}", "", recipe.description, ""]
+    lines += [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in measure_rows(models)]
+    for number, row in enumerate(rows, 1):
+        turns = row["messages"]
+        plain = len(turns) == 1 and "\n" not in row["prompt"]
+        lines += ["", f"## {row['prompt']}" if plain else f"## Prompt {number}", ""]
+        if not plain:
+            lines += [
+                line for turn in turns for line in (f"*{turn['role']}*", "", _quoted(turn["content"]), "")
+            ]
+        for name in names:
+            cut = "" if row["measured"][name]["ended"] else " (did not end by itself)"
+            lines += [f"**{name}**{cut}", "", _quoted(row["answers"][name]), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return "> " + (text.strip().replace("\n", "\n> ") or "(empty)")
+
+
+# Screen ----------------------------------------------------------------------------------------------------
+
+
+def show_answers(rows: Sequence[Row], names: Sequence[str], console: Console) -> None:
+    """Each prompt and, side by side, its answers."""
+    for row in rows:
+        texts = {name: answer_text(row["answers"][name], row["measured"][name]["ended"]) for name in names}
+        console.print(_exchange(row["messages"], texts, console), "")
+
+
+def show_measures(models: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("")
+    for name in models:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, cells in measure_rows(models):
+        table.add_row(label, *cells)
+    console.print(table)
+
+
+@contextmanager
+def streaming(
+    prompts: Sequence[Sequence[Mapping[str, str]]], names: Sequence[str], console: Console
+) -> Iterator[Callable[[str, Callable[[], dict[int, str]]], None]]:
+    """On a terminal the answers to these prompts grow in their columns while the block lasts; elsewhere nothing.
+
+    Yields a function of a model's name and one that gives {index of the prompt: its answer so far}. What stands
+    there is only a view as high as the terminal, each cell the end of its answer, and is gone afterwards.
+    """
+    if not is_live(console):
+        yield lambda name, texts: None
+        return
+    heard: dict[str, Callable[[], dict[int, str]]] = dict.fromkeys(names, dict)
+    shown = 0.0
+
+    def hear(name: str, texts: Callable[[], dict[int, str]]) -> None:
+        nonlocal shown
+        heard[name] = texts
+        if monotonic() - shown >= REFRESH_SECONDS:
+            answers = {name: so_far() for name, so_far in heard.items()}
+            view = _view(prompts, answers, name, console)
+            live.update(Constrain(view, console.width - CTRL_C), refresh=True)
+            shown = monotonic()
+
+    with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+        yield hear
+
+
+def answer_text(text: str, ended: bool) -> Text:
+    """An answer as it may stand on a terminal: control characters made visible, a missing end said."""
+    if not text.strip():
+        return Text("(empty)", "dim")
+    shown = Text(visible(text))
+    return shown if ended else shown.append(" … did not end by itself", "yellow")
+
+
+def visible(text: str) -> str:
+    """The text without characters that would steer a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _exchange(
+    messages: Sequence[Mapping[str, str]], texts: Mapping[str, Text], console: Console, working: str = ""
+) -> RenderableType:
+    turns = [Text(visible(messages[-1]["content"]), "bold")]
+    if len(messages) > 1:
+        turns = [
+            Text.assemble((f"{turn['role']}: ", "dim"), (visible(turn["content"]), "bold" * last))
+            for turn, last in zip(messages, [False] * (len(messages) - 1) + [True], strict=True)
+        ]
+    if console.width // len(texts) < NARROWEST:
+        below = Table(box=box.ROUNDED, show_header=False, show_lines=True, expand=True)
+        below.add_column(style="cyan", ratio=1, overflow="fold")
+        below.add_column(ratio=4, overflow="fold")
+        for name, text in texts.items():
+            below.add_row(name, text)
+        return Group(*turns, below)
+    table = Table(box=box.ROUNDED, expand=True)
+    for name in texts:
+        table.add_column(
+            name, ratio=1, header_style="bold cyan" if name == working else "cyan", overflow="fold"
+        )
+    table.add_row(*texts.values())
+    return Group(*turns, table)
+
+
+def _view(
+    prompts: Sequence[Sequence[Mapping[str, str]]],
+    answers: Mapping[str, Mapping[int, str]],
+    working: str,
+    console: Console,
+) -> RenderableType:
+    """As many prompts as the terminal is high, one line each, and the last lines of their answers."""
+    beside = console.width // len(answers) >= NARROWEST
+    around = 5 if beside else 2 + len(answers)  # lines of an exchange that hold no answer
+    height = console.height - 2
+    num = max(1, min(len(prompts), height // (around + 1)))
+    free = max(1, height // num - around)
+    lines = free if beside else max(1, free // len(answers))
+    width = (console.width // len(answers) if beside else console.width * 3 // 4) - 4
+    parts: list[RenderableType] = []
+    for index, prompt in enumerate(prompts[:num]):
+        texts = {name: _tail(texts.get(index, ""), width, lines, console) for name, texts in answers.items()}
+        line = Text(visible(prompt[-1]["content"]).replace("\n", " "))
+        line.truncate(console.width, overflow="ellipsis")
+        parts.append(_exchange([{"role": "user", "content": line.plain}], texts, console, working))
+    if len(prompts) > num:
+        parts.append(Text(f"and {len(prompts) - num} more at the same time", "dim"))
+    return Group(*parts)
+
+
+def _tail(text: str, width: int, lines: int, console: Console) -> Text:
+    wrapped = Text(visible(text)).wrap(console, max(width, 1), overflow="fold")
+    return Text("\n").join(wrapped[-lines:]) if wrapped else Text("…", "dim")

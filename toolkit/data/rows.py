@@ -1,0 +1,117 @@
+"""A dataset row of a known schema -> messages or a preference pair, or the reason why not. Pure.
+
+Pairs are split on turns, never on common characters: a first word that both replies share belongs to them.
+"""
+
+from typing import Literal, NamedTuple
+
+from toolkit.data.reasons import Reason, Unusable
+from toolkit.data.schemas import PROMPTS, Row, recognise, schema_of
+from toolkit.data.turns import Messages
+
+__all__ = [
+    "Messages",
+    "Pair",
+    "Reason",
+    "Row",
+    "SystemTurns",
+    "recognise",
+    "to_messages",
+    "to_pair",
+    "to_prompt",
+]
+
+SystemTurns = Literal["keep", "merge"]
+
+
+class Pair(NamedTuple):
+    """`prompt` is every shared earlier turn, `chosen` and `rejected` are one assistant message each."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+
+
+def to_messages(row: Row, schema: str, system: SystemTurns = "keep") -> Messages | Reason:
+    """A row of a chat schema -> messages that end on the assistant, or the reason why not.
+
+    `system="merge"` writes a system turn into the first user turn. Text is kept as it stands; only a blank
+    system turn is left out. Raises UserError for a schema that does not exist.
+    """
+    read = schema_of(schema, "chat").read
+    try:
+        return _in_order(read(row), system)
+    except Unusable as unusable:
+        return unusable.reason
+
+
+def to_pair(row: Row, schema: str, system: SystemTurns = "keep") -> Pair | Reason:
+    """A row of a pair schema -> a Pair, or the reason why not. `system` and errors as in `to_messages`."""
+    read = schema_of(schema, "pair").read
+    try:
+        chosen, rejected = (_in_order(conversation, system) for conversation in read(row))
+    except Unusable as unusable:
+        return unusable.reason
+    if not _same(chosen[:-1], rejected[:-1]):
+        return Reason.EARLIER_TURNS_DIFFER
+    if _same(chosen[-1:], rejected[-1:]):
+        return Reason.EQUAL_REPLIES
+    return Pair(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def to_prompt(row: Row, system: SystemTurns = "keep") -> Messages | Reason:
+    """What a row of any layout asks: its turns up to the last one that a model is to answer, or the reason why not.
+
+    Replies after it are left out. `system` as in `to_messages`.
+    """
+    filled = [read for column, read in PROMPTS.items() if row.get(column) is not None]
+    if not filled:
+        return Reason.MISSING_CONTENT
+    try:
+        messages = filled[0](row)
+        while messages and messages[-1]["role"] not in ("user", "tool"):
+            messages = messages[:-1]
+        return _in_order(messages, system, ends_on=("user", "tool"))
+    except Unusable as unusable:
+        return unusable.reason
+
+
+_MAY_FOLLOW = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+
+
+def _in_order(messages: Messages, system: SystemTurns, ends_on: tuple[str, ...] = ("assistant",)) -> Messages:
+    """The same messages once their order is lawful, no turn is empty and the last one is a reply, or `ends_on`."""
+    if not messages:
+        raise Unusable(Reason.NO_TURNS)
+    if messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        messages = messages[1:]
+    before = ""
+    for message in messages:
+        role = message["role"]
+        if role not in _MAY_FOLLOW[before]:
+            raise Unusable(Reason.OUT_OF_ORDER)
+        if not message["content"].strip() and role in ("user", "assistant"):
+            raise Unusable(Reason.EMPTY_PROMPT if role == "user" else Reason.EMPTY_REPLY)
+        before = role
+    if before not in ends_on:
+        raise Unusable(Reason.ENDS_ON_USER)
+    if messages[0]["role"] != "system" or system == "keep":
+        return messages
+    merged = messages[0]["content"].strip() + "\n\n" + messages[1]["content"]
+    return [{"role": "user", "content": merged}, *messages[2:]]
+
+
+def _same(left: Messages, right: Messages) -> bool:
+    """Equal up to the white space around each text, which templates trim."""
+    if left == right:
+        return True
+    return len(left) == len(right) and all(
+        a["role"] == b["role"] and a["content"].strip() == b["content"].strip()
+        for a, b in zip(left, right, strict=True)
+    )

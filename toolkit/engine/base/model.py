@@ -1,0 +1,254 @@
+"""The model: 4-bit base through Unsloth, LoRA in fp32, tokens that end and pad as the recipe says.
+
+The same calls run on a GPU and on Unsloth's CPU backend; nothing here asks which of the two it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from unsloth import FastLanguageModel
+
+from toolkit import hardware
+from toolkit.data.template import ChatTemplate, read_template
+from toolkit.engine.base.hub import check_base
+from toolkit.engine.base.quiet import quiet
+from toolkit.errors import UserError
+from toolkit.memory.plan import Settings
+from toolkit.recipe.schema import Architecture, Recipe
+from toolkit.run import sealing
+from toolkit.run.rundir import MARK, RunDir
+
+# Rows below this share of the median norm have hardly moved from their initialisation.
+UNTRAINED_NORM_RATIO = 0.5
+SMALL_FILES_GIB = 0.06  # tokenizer (Gemma's: 40 MB), template, configs; at most
+
+
+@dataclass
+class LoadedModel:
+    """A base model with its tokenizer, the recipe's template, and what was noticed while loading."""
+
+    model: Any
+    tokenizer: Any
+    template: ChatTemplate
+    end_of_turn: str
+    notes: list[str]
+
+
+def load(recipe: Recipe, max_length: int, settings: Settings | None = None) -> LoadedModel:
+    """Base model and tokenizer. Raises UserError when the base cannot be reached or is not what the recipe says."""
+    path = recipe.locate(recipe.model.path)
+    check_base(recipe, path)
+    with quiet():
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            model_name=path,
+            revision=recipe.model.revision,
+            max_seq_length=max_length,
+            dtype=None,
+            load_in_4bit=recipe.model.load_in_4bit,
+            trust_remote_code=recipe.model.trust_remote_code,
+            use_gradient_checkpointing=_checkpointing(settings),
+            use_exact_model_name=True,  # else Unsloth may swap in another repository
+        )
+    _check_architecture(recipe.model.architecture, model.config)
+    template = set_tokens(recipe, model, tokenizer)
+    notes = untrained_tokens(model, tokenizer, template)
+    return LoadedModel(model, tokenizer, template, recipe.template.end_of_turn, notes)
+
+
+def set_tokens(recipe: Recipe, model: Any, tokenizer: Any) -> ChatTemplate:
+    """Template, padding and both end tokens, set alike on every backend (Unsloth's two backends pad differently).
+
+    `model` may be None. Raises UserError when the tokenizer lacks a token, or pad would be an end token.
+    """
+    section, vocabulary = recipe.template, tokenizer.get_vocab()
+    problems = [
+        f"template.{key} {token!r} is not in the vocabulary of {recipe.model.path}; "
+        f"its special tokens are {', '.join(tokenizer.all_special_tokens[:12])}"
+        for key, token in (("end_of_turn", section.end_of_turn), ("pad_token", section.pad_token))
+        if token not in vocabulary
+    ]
+    if section.pad_token in (section.end_of_turn, tokenizer.eos_token):
+        problems.append(
+            f"template.pad_token {section.pad_token!r} is also an end token: padding is masked out of the loss, "
+            "so the model would never learn to stop; name another token"
+        )
+    if section.file == "tokenizer" and not tokenizer.chat_template:
+        problems.append(f"template.file is 'tokenizer' but {recipe.model.path} ships no chat template")
+    if problems:
+        raise UserError(*problems)
+    if section.file != "tokenizer":
+        tokenizer.chat_template = read_template(recipe.locate(section.file))
+    tokenizer.pad_token = section.pad_token
+    if model is not None:
+        ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(section.end_of_turn)}
+        model.generation_config.eos_token_id = sorted(ends - {None})
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+
+
+def untrained_tokens(model: Any, tokenizer: Any, template: ChatTemplate) -> list[str]:
+    """Notes on the template's special tokens whose embedding rows are far below the median norm.
+
+    A base model without a chat template never saw its header tokens in training; QLoRA leaves embeddings frozen,
+    so the adapter has to work around them.
+    """
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    tokens = template.special_tokens(added)
+    notes = []
+    for name, layer in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
+        norms = layer.weight.detach().float().norm(dim=1)
+        median = norms.median().item()
+        ratios = {token: norms[tokenizer.convert_tokens_to_ids(token)].item() / median for token in tokens}
+        low = {token: ratio for token, ratio in ratios.items() if ratio < UNTRAINED_NORM_RATIO}
+        if low:
+            listed = ", ".join(f"{token} {ratio:.2f}" for token, ratio in low.items())
+            notes.append(
+                f"nearly untrained {name} embeddings (norm against the median): {listed}. The base model never used "
+                "these tokens and LoRA does not change them: expect a slower start, and check that answers end."
+            )
+    return notes
+
+
+def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_length: int) -> None:
+    """Puts a fresh LoRA on the recipe's modules, trainable weights in fp32."""
+    lora = recipe.lora
+    with quiet():
+        loaded.model = FastLanguageModel.get_peft_model(
+            loaded.model,
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            use_rslora=lora.use_rslora,
+            target_modules=list(lora.target_modules),
+            bias="none",
+            random_state=recipe.seed,
+            max_seq_length=max_length,
+            use_gradient_checkpointing=_checkpointing(settings),
+        )
+    for parameter in trainable(loaded.model):
+        parameter.data = parameter.data.float()
+
+
+def trainable(model: Any) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def keep_float32(model: Any) -> Iterator[None]:
+    """Holds the trainable weights exactly, in fp32, across the construction of a TRL trainer.
+
+    TRL casts the LoRA weights of a 4-bit model to bf16 there; at a learning rate of 5e-6 most updates would then
+    round away.
+    """
+    kept = [(parameter, parameter.detach().float().clone()) for parameter in trainable(model)]
+    yield
+    for parameter, value in kept:
+        parameter.data = value
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Loads the weights of a saved adapter into the LoRA that `attach_lora` made.
+
+    Raises UserError when its shapes or modules are not those of the recipe.
+    """
+    weights = load_peft_weights(str(folder), device="cpu")
+    try:
+        result = set_peft_model_state_dict(model, weights, adapter_name="default")
+    except RuntimeError as error:
+        raise UserError(
+            f"the adapter in {folder} does not fit the recipe's lora section ({str(error).splitlines()[-1].strip()}): "
+            "it was trained with another r or other target_modules; train SFT again with --fresh"
+        ) from None
+    absent = [key for key in result.missing_keys if "lora_" in key]
+    if absent or result.unexpected_keys:
+        raise UserError(
+            f"the adapter in {folder} does not fit the recipe's lora.target_modules: "
+            f"{len(absent)} weights absent, {len(result.unexpected_keys)} unknown; train SFT again with --fresh"
+        )
+
+
+def load_adapters(loaded: LoadedModel, folders: dict[str, Path]) -> None:
+    """Puts saved adapters beside each other on one base, to be chosen by `use_adapter`."""
+    with quiet():
+        for name, folder in folders.items():
+            if isinstance(loaded.model, PeftModel):
+                loaded.model.load_adapter(str(folder), adapter_name=name)
+            else:
+                loaded.model = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=name)
+
+
+def use_adapter(peft_model: Any, name: str) -> AbstractContextManager[Any]:
+    """The model answers as the adapter `name` in the block, or as the "base" without any."""
+    if name == "base":
+        has_adapters = isinstance(peft_model, PeftModel)
+        return peft_model.disable_adapter() if has_adapters else nullcontext()
+    peft_model.set_adapter(name)
+    return nullcontext()
+
+
+def save_adapter(loaded: LoadedModel, run: RunDir, facts: dict[str, Any]) -> None:
+    """Writes adapter, tokenizer, template and generation config under a temporary name, then renames.
+
+    `facts` go into the completion mark, which is written last, with the hash of every file: a folder without it is
+    no adapter. Raises UserError when the disk lacks the room; the run then continues from its last checkpoint.
+    """
+    check_disk(loaded, run)
+    temporary = run.path / ".adapter.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with quiet():
+            loaded.model.save_pretrained(
+                temporary, selected_adapters=["default"], save_embedding_layers=False
+            )
+            loaded.tokenizer.save_pretrained(temporary)
+        loaded.model.generation_config.save_pretrained(temporary)
+        sealing.seal(temporary, MARK, facts)
+        sealing.put_in_place(temporary, run.adapter)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # the room it took is wanted
+
+
+def check_disk(loaded: LoadedModel, run: RunDir, num_checkpoints: int = 0) -> None:
+    """Raises UserError when the disk cannot hold the adapter and so many checkpoints beside it.
+
+    A checkpoint is the adapter again and AdamW's two states, at most as large each.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in trainable(loaded.model))
+    small_files = SMALL_FILES_GIB * hardware.GIB
+    needed = (weights + small_files + num_checkpoints * (3 * weights + small_files)) / hardware.GIB
+    free = hardware.disk_free_gib(run.path)
+    if free < needed:
+        what = f"the adapter and {num_checkpoints} checkpoints" if num_checkpoints else "the adapter's files"
+        raise UserError(
+            f"{what} take {needed:.2f} GiB and the disk of {run.path} has {free:.2f} GiB free: make room there, or "
+            "take --runs DIR on another disk" + (", or a smaller save_total_limit" if num_checkpoints else "")
+        )
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+
+
+def _checkpointing(settings: Settings | None) -> str | bool:
+    """Unsloth's own checkpointing (layer inputs offloaded to RAM on a GPU) when any layer recomputes."""
+    return "unsloth" if settings is not None and settings.recompute_layers else False
+
+
+def _check_architecture(expected: Architecture, config: Any) -> None:
+    problems = [
+        f"model.architecture.{key}: the recipe says {value}, the model's config says {getattr(config, key, None)}"
+        for key, value in expected.model_dump(exclude_none=True).items()
+        if getattr(config, key, None) != value
+    ]
+    if problems:
+        raise UserError(*problems)

@@ -1,0 +1,1 @@
+"""Sets -> tokenised datasets on disk."""

@@ -1,0 +1,267 @@
+"""Rows of a recipe's sets -> tokenised, masked, cut datasets, with every row accounted for.
+
+`reading` makes a pool of rows, `selection` decides which are used and in which order, `masking` makes tokens of
+them in as many processes as pay, `accounting` says what became of each, `prepared` keeps the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import multiprocess
+import numpy as np
+import pyarrow
+from datasets import Dataset, Features, List, Value
+from rich.console import Console
+
+from toolkit.console.screen import bar
+from toolkit.data.accounting import Accounting
+from toolkit.data.masking import Masking, TokenizedChat, TokenizedPair
+from toolkit.data.reasons import Reason
+from toolkit.data.selection import LEAKS, Selection, Step
+from toolkit.engine.base.model import LoadedModel
+from toolkit.engine.data import cache
+from toolkit.engine.data.reading import Pool, load_item, places_of, read_sets
+from toolkit.errors import UserError
+from toolkit.recipe.schema import Recipe, StageName
+
+IDS = {"sft": ["input_ids", "labels"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"]}
+BATCH = 1000  # rows that are tokenised at once
+ROWS_A_PROCESS = 5000  # a few seconds of work; handing a large tokenizer to another process costs one or two
+
+
+@dataclass
+class Side:
+    """One side of the split as it lies on disk (train or eval), and how it came to its rows."""
+
+    rows: Dataset | None
+    accounting: Accounting
+    steps: list[Step]
+
+    def report(self) -> dict[str, Any]:
+        selection = [{"step": what, "before": before, "after": after} for what, before, after in self.steps]
+        return self.accounting.to_dict() | {"selection": selection}
+
+
+@dataclass
+class Prepared:
+    """Columns of an SFT row: input_ids, labels; of a pair: prompt_ids, chosen_ids, rejected_ids; and `length`."""
+
+    train: Dataset
+    eval: Dataset | None
+    report: dict[str, Any]
+
+
+def prepare(recipe: Recipe, name: StageName, loaded: LoadedModel, console: Console) -> Prepared:
+    """Both sides of a stage's rows, tokenised; from the cache where nothing that decides them has changed.
+
+    Shows and returns the account of every row. Raises UserError for sets that cannot be reached or read, or when
+    too few of their rows can be used.
+    """
+    stage = recipe.stage(name)
+    with bar(console, f"preparing the {name} rows", None):
+        sides = _sides(recipe, name, masking_of(recipe, name, loaded))
+    train, held_out = sides["train"], sides.get("eval")
+    _show_steps(train.steps, console)
+    for table in train.accounting.tables(stage.max_length):
+        console.print(table)
+    train.accounting.check(stage.max_dropped_fraction)
+    suggestion = train.accounting.suggestion(stage.max_length)
+    report = train.report() | {"max_length": stage.max_length, "suggestion": suggestion}
+    if held_out:
+        report["eval"] = held_out.report() | {"leaks": _check_held_out(held_out, console)}
+    columns = [*IDS[name], "length"]
+    return Prepared(
+        train.rows.select_columns(columns),
+        held_out.rows.select_columns(columns) if held_out else None,
+        report,
+    )
+
+
+def held_out(recipe: Recipe, name: StageName, loaded: LoadedModel) -> Dataset | None:
+    """The rows that a stage holds out, as it prepared them, with `source`; None when there are none.
+
+    `source` is the row's own column of that name, or the path of its set.
+    """
+    stage = recipe.sft if name == "sft" else recipe.dpo
+    if stage is None or not (stage.eval_datasets or stage.eval_rows):
+        return None
+    return _sides(recipe, name, masking_of(recipe, name, loaded))["eval"].rows
+
+
+def held_out_pairs(recipe: Recipe, loaded: LoadedModel) -> list[TokenizedPair]:
+    """The pairs that the DPO stage holds out; [] when it holds none out."""
+    return as_pairs(held_out(recipe, "dpo", loaded) or ())
+
+
+def as_pairs(rows: Iterable[dict[str, Any]]) -> list[TokenizedPair]:
+    """Prepared rows of the DPO stage as pairs."""
+    return [TokenizedPair(*(row[column] for column in (*IDS["dpo"], "cut"))) for row in rows]
+
+
+def select(recipe: Recipe, name: StageName, folder: Path) -> dict[str, tuple[Pool, Selection]]:
+    """Which rows each side takes, in the order of use: train, and eval where the recipe holds rows out."""
+    stage = recipe.stage(name)
+    pool, chosen = read_sets(recipe, name, stage.datasets, folder / "train")
+    if stage.deduplicate and len(stage.datasets) > 1:
+        chosen = chosen.distinct(pool.keys)
+    train = (chosen.first(stage.max_rows) if stage.max_rows else chosen).shuffled(recipe.seed)
+    if stage.eval_datasets:
+        other, held_out = read_sets(recipe, name, stage.eval_datasets, folder / "eval")
+        held_out = held_out.without(other.keys, {pool.keys[row] for row in train.rows})
+        return {"train": (pool, train), "eval": (other, held_out)}
+    if stage.eval_rows:
+        train, held_out = train.hold_out(stage.eval_rows, pool.prompts, recipe.seed)
+        return {"train": (pool, train), "eval": (pool, held_out)}
+    return {"train": (pool, train)}
+
+
+def masking_of(recipe: Recipe, name: StageName, loaded: LoadedModel) -> Masking:
+    """How a stage makes tokens of its rows."""
+    stage, backend = recipe.stage(name), loaded.tokenizer.backend_tokenizer
+    return Masking(backend, loaded.template, loaded.end_of_turn, stage.max_length, stage.overlong)
+
+
+def _show_steps(steps: list[Step], console: Console) -> None:
+    for what, before, after in steps:
+        if before != after:
+            console.print(f"[dim]{what}: {before:,} -> {after:,} rows[/]", highlight=False)
+
+
+def _check_held_out(side: Side, console: Console) -> int:
+    """How many held-out rows also stood in training; shows what is left of them."""
+    account, leaks = (
+        side.accounting,
+        sum(step.before - step.after for step in side.steps if step.what == LEAKS),
+    )
+    if leaks:
+        console.print(f"[yellow]{leaks:,} held-out rows also stand in training and were taken out[/]")
+    if not account.used:
+        raise UserError("No held-out row can be used.", *account.reasons_as_text())
+    console.print(f"[dim]{account.used:,} of {account.read:,} held-out rows used[/]")
+    return leaks
+
+
+# Encoding and keeping ------------------------------------------------------------------------------------------
+
+
+def _sides(recipe: Recipe, name: StageName, masking: Masking) -> dict[str, Side]:
+    def build(folder: Path) -> dict[str, Any]:
+        facts = {}
+        for side, (pool, selection) in select(recipe, name, folder / "read").items():
+            accounting = encode(masking, name, pool, selection, folder / side)
+            facts[side] = {"accounting": accounting.state(), "steps": selection.steps}
+        shutil.rmtree(folder / "read")
+        return facts
+
+    key = cache.key_of_rows(recipe, name, masking)
+    folder, facts = cache.load(key) or cache.make(key, build)
+    return {
+        side: Side(
+            open_rows(folder / side),
+            Accounting.from_state(recorded["accounting"]),
+            [Step(*step) for step in recorded["steps"]],
+        )
+        for side, recorded in facts.items()
+    }
+
+
+def open_rows(folder: Path) -> Dataset | None:
+    """The rows that `encode` wrote, memory-mapped; None when there are none."""
+    parts = [Dataset.from_file(str(file)) for file in sorted(folder.glob("rows*.arrow"))]
+    return datasets.concatenate_datasets(parts) if parts else None
+
+
+def encode(masking: Masking, name: StageName, pool: Pool, selection: Selection, folder: Path) -> Accounting:
+    """Tokenises the selected rows into Arrow files in `folder`, in their order; returns what became of each."""
+    accounts = folder / "accounts"
+    accounts.mkdir(parents=True)
+    if not selection.rows:
+        return Accounting()
+    num_processes = max(1, min(len(os.sched_getaffinity(0)), len(selection.rows) // ROWS_A_PROCESS))
+    _inherited[:] = [masking]
+    pool.rows.select(selection.rows).with_format("arrow").map(
+        _Encode(masking, name, pool.sets, accounts),
+        with_indices=True,
+        batched=True,
+        batch_size=BATCH,
+        num_proc=num_processes if num_processes > 1 else None,
+        remove_columns=pool.rows.column_names,
+        features=_features(name),
+        cache_file_name=str(folder / "rows.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint="0" * 16,  # else the whole tokenizer is hashed
+    )
+    parts = [Accounting.from_state(json.loads(file.read_text())) for file in accounts.iterdir()]
+    shutil.rmtree(accounts)
+    return sum(parts, Accounting())
+
+
+def _features(name: StageName) -> Features:
+    ids = {column: List(Value("int32")) for column in IDS[name]}
+    return Features({**ids, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")})
+
+
+_inherited: list[Masking] = []  # what forked processes already have
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """What each process does with a batch of the pool; leaves the batch's account as a file of its own."""
+
+    masking: Masking | None
+    name: StageName
+    sets: list[str]
+    accounts: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tokenizer where processes fork: to read one of 128k tokens again takes over two seconds."""
+        forks = multiprocess.get_start_method() == "fork"
+        return {**self.__dict__, "masking": None} if forks else self.__dict__
+
+    def __call__(self, batch: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
+        masking = self.masking or _inherited[0]
+        items: Any = [load_item(text) for text in batch["item"].to_pylist()]
+        results = masking.chats(items) if self.name == "sft" else masking.pairs(items)
+        places = places_of(self.sets, batch["set"].to_pylist(), batch["row"].to_pylist())
+        account = Accounting.of(results, places)
+        (self.accounts / f"{indices[0]}.json").write_text(json.dumps(account.state()))
+        sources = [
+            own or self.sets[which]
+            for own, which in zip(batch["source"].to_pylist(), batch["set"].to_pylist(), strict=True)
+        ]
+        used = [
+            (*_columns(result), source)
+            for result, source in zip(results, sources, strict=True)
+            if not isinstance(result, Reason)
+        ]
+        schema = _features(self.name).arrow_schema
+        columns = zip(*used, strict=True) if used else [()] * len(schema)
+        return pyarrow.Table.from_arrays(
+            [_array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
+        )
+
+
+def _array(values: tuple[Any, ...], kind: pyarrow.DataType) -> pyarrow.Array:
+    """An Arrow column; lists of ids by way of numpy, five times as fast as pyarrow alone."""
+    if not pyarrow.types.is_list(kind):
+        return pyarrow.array(values, kind)
+    ids = np.fromiter(itertools.chain.from_iterable(values), np.int32)
+    offsets = np.fromiter(itertools.accumulate(map(len, values), initial=0), np.int32)
+    return pyarrow.ListArray.from_arrays(offsets, ids, type=kind)
+
+
+def _columns(result: TokenizedChat | TokenizedPair) -> tuple[Any, ...]:
+    """Values of the columns that `_features` names, but the last."""
+    if isinstance(result, TokenizedChat):
+        return result.input_ids, result.labels, len(result.input_ids), result.cut
+    prompt, chosen, rejected, cut = result
+    return prompt, chosen, rejected, len(prompt) + max(len(chosen), len(rejected)), cut

@@ -1,0 +1,1 @@
+"""From an adapter to files that other programs load, checked to be the same model."""

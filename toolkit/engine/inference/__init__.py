@@ -1,0 +1,1 @@
+"""Models that answer and are measured: generation, comparison, evaluation."""

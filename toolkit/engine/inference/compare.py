@@ -1,0 +1,221 @@
+"""Models side by side: one base in memory, adapters switched on it; answers, measures, and the files they go to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from toolkit.compare import answer_measures, candidates, view
+from toolkit.compare.page import page
+from toolkit.console.screen import bar, is_live
+from toolkit.data.prompts import is_correct, last_turn, read_questions
+from toolkit.data.turns import Messages
+from toolkit.engine.base import model
+from toolkit.engine.inference import generate, rewards
+from toolkit.errors import UserError
+from toolkit.recipe.schema import Recipe
+from toolkit.run.files import finite, write_json, write_text
+from toolkit.run.rundir import RunDir
+from toolkit.run.runlog import LOG
+
+Folders = dict[str, Path | None]  # label of a model -> its adapter; None for the base
+REFERENCE = (
+    "_reference"  # the label of SFT's adapter where it is loaded but not compared; no model has such a one
+)
+
+
+def run(
+    recipe: Recipe, run: RunDir, folders: Folders, prompts: list[Messages], console: Console
+) -> dict[str, Any]:
+    """Answers the prompts with every model, measures each, writes the comparison. Returns the report.
+
+    Raises UserError for adapters that cannot be loaded onto the base, and prompts that it cannot be given.
+    """
+    started = time.perf_counter()
+    with run.locked(), _whole(run, console) as folder:
+        questions = read_questions(recipe)
+        reference = _reference(recipe, run, folders)
+        loaded = load(recipe, folders | reference, console)
+        answers, seconds = _answer(recipe, loaded, folders, prompts, questions, console)
+        asked = prompts + [question["messages"] for question in questions]
+        models = {
+            name: _measures(asked, answers[name], questions, seconds[name], folders[name]) for name in folders
+        }
+        for label in reference:
+            measured = rewards.measure(recipe, loaded, label, asked, answers, console)
+            models = {name: models[name] | measured[name] for name in models}
+        report = {
+            "recipe": recipe.name,
+            "device": model.device_name(),
+            "num_prompts": len(prompts),
+            "num_questions": len(questions),
+            "reference": next((str(folder or candidates.BASE) for folder in reference.values()), None),
+            "compare": recipe.compare.model_dump(mode="json", exclude={"prompts"}) | {"seed": recipe.seed},
+            "wall_seconds": time.perf_counter() - started,
+            "models": models,
+        }
+        rows = [_row(prompt, index, answers) for index, prompt in enumerate(prompts)]
+        _write(recipe, folder, rows, report)
+    if not is_live(console):  # there they were shown as they came
+        view.show_answers(rows, list(folders), console)
+    view.show_measures(models, console)
+    return report
+
+
+def load(recipe: Recipe, folders: Folders, console: Console) -> model.LoadedModel:
+    """The base with every adapter on it. Raises UserError naming each adapter that cannot be loaded."""
+    stages = [section for section in (recipe.sft, recipe.dpo) if section]
+    console.print(f"[dim]loading {recipe.model.path}[/]", highlight=False)
+    loaded = model.load(recipe, max(section.max_length for section in stages))
+    problems = []
+    for name, folder in folders.items():
+        if folder is not None:
+            try:
+                model.load_adapters(loaded, {name: folder})
+            except (RuntimeError, ValueError, OSError) as error:
+                problems.append(f"{folder} cannot be loaded onto {recipe.model.path}: {_last_line(error)}")
+    if problems:
+        raise UserError(*problems)
+    return loaded
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
+def _reference(recipe: Recipe, run: RunDir, folders: Folders) -> Folders:
+    """What rewards are measured against, under the label it is loaded by; {} without one."""
+    found = candidates.reference(recipe, run)
+    if found is None:
+        return {}
+    for label, folder in folders.items():
+        is_same = folder and found.folder and folder.samefile(found.folder)
+        if is_same or (folder is None and found.folder is None):
+            return {label: folder}
+    return {candidates.BASE if found.folder is None else REFERENCE: found.folder}
+
+
+# Answers ---------------------------------------------------------------------------------------------------
+
+
+def _answer(
+    recipe: Recipe,
+    loaded: model.LoadedModel,
+    folders: Folders,
+    prompts: list[Messages],
+    questions: list[dict[str, Any]],
+    console: Console,
+) -> tuple[dict[str, list[generate.Answer]], dict[str, float]]:
+    """Every model's answers to the prompts and then to the questions, and the seconds they took it."""
+    how, seconds = recipe.compare, dict.fromkeys(folders, 0.0)
+    found: dict[str, dict[int, generate.Answer]] = {name: {} for name in folders}
+    lengths = [len(ids) for ids in generate.encode(loaded, prompts, how)]
+    for indices in generate.batches(lengths, how):
+        batch = [prompts[index] for index in sorted(indices)]
+        with view.streaming(batch, list(folders), console) as hear:
+            for name in folders:
+                begun = time.perf_counter()
+                with model.use_adapter(loaded.model, name):
+                    answers = generate.answer(
+                        loaded, batch, how, recipe.seed, on_step=lambda texts, name=name: hear(name, texts)
+                    )
+                seconds[name] += time.perf_counter() - begun
+                found[name].update(zip(sorted(indices), answers, strict=True))
+        if is_live(console):
+            rows = [_row(prompts[index], index, found) for index in sorted(indices)]
+            view.show_answers(rows, list(folders), console)
+    all_answers = {name: [found[name][index] for index in range(len(prompts))] for name in folders}
+    asked = [question["messages"] for question in questions]
+    for name in folders if asked else ():
+        begun = time.perf_counter()
+        with (
+            bar(console, f"{name}: {len(asked)} questions", len(asked)) as advance,
+            model.use_adapter(loaded.model, name),
+        ):
+            all_answers[name] += generate.answer(loaded, asked, how, recipe.seed, advance)
+        seconds[name] += time.perf_counter() - begun
+    return all_answers, seconds
+
+
+def _row(prompt: Messages, index: int, answers: Any) -> view.Row:
+    return {
+        "prompt": last_turn(prompt),
+        "messages": prompt,
+        "answers": {name: of_model[index].text for name, of_model in answers.items()},
+        "measured": {
+            name: {
+                "num_tokens": of_model[index].num_tokens,
+                "ended": of_model[index].ended,
+                "seconds": of_model[index].seconds,
+            }
+            for name, of_model in answers.items()
+        },
+    }
+
+
+# Measures --------------------------------------------------------------------------------------------------
+
+
+def _measures(
+    asked: Sequence[Messages],
+    answers: list[generate.Answer],
+    questions: list[dict[str, Any]],
+    seconds: float,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Over all answers, but the correct ones: over those to the questions, which stand last."""
+    num_tokens = [answer.num_tokens for answer in answers]
+    to_questions = answers[len(answers) - len(questions) :]
+    correct = [is_correct(a.text, question) for a, question in zip(to_questions, questions, strict=True)]
+    return {
+        "adapter": None if folder is None else str(folder),
+        "num_answers": len(answers),
+        "correct_fraction": sum(correct) / len(correct) if correct else None,
+        "ended_fraction": sum(answer.ended for answer in answers) / len(answers),
+        **answer_measures.measures(
+            [last_turn(prompt) for prompt in asked], [answer.text for answer in answers], num_tokens
+        ),
+        "generate_seconds": seconds,
+        "tokens_per_second": sum(num_tokens) / seconds,
+    }
+
+
+# Files -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _whole(run: RunDir, console: Console) -> Iterator[Path]:
+    """A folder that takes the run's place when the block is done; only then is an earlier comparison moved aside.
+
+    log.txt grows in it. It stays, for that, when the block ends by an internal error, and goes when it ends otherwise.
+    """
+    folder = run.path.with_name(f"{run.path.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    LOG.open(folder / run.log.name, console)
+    try:
+        yield folder
+        run.move_aside()
+        if run.path.exists():
+            run.path.rmdir()  # it was empty
+        folder.rename(run.path)
+        LOG.path = run.log
+    except (UserError, KeyboardInterrupt):
+        LOG.close_file()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(recipe: Recipe, folder: Path, rows: list[view.Row], report: dict[str, Any]) -> None:
+    models = report["models"]
+    lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
+    write_text(folder / "comparison.jsonl", "".join(lines))
+    write_text(folder / "comparison.md", view.comparison_markdown(recipe, rows, models))
+    write_text(folder / "comparison.html", page(recipe, rows, models))
+    write_json(folder / "report.json", report)

@@ -1,0 +1,166 @@
+"""Held-out rows under base, SFT and DPO: one base in memory, adapters switched on it, log-probs of every row."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from toolkit.console.screen import bar
+from toolkit.data.masking import IGNORE_INDEX
+from toolkit.engine.base import model, oom
+from toolkit.engine.data import preparation
+from toolkit.engine.inference import log_probs
+from toolkit.errors import UserError
+from toolkit.evaluation import measures
+from toolkit.evaluation.intervals import Floats
+from toolkit.evaluation.measures import Rows
+from toolkit.evaluation.scope import MODELS, Scope
+from toolkit.evaluation.table import show_evaluation
+from toolkit.recipe.schema import Recipe, StageName
+from toolkit.run.files import write_json
+from toolkit.run.rundir import EVENTS, RunDir
+from toolkit.run.runlog import LOG
+
+
+def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str, Any]:
+    """Measures the models of `scope`, shows and writes the report, and returns it.
+
+    Raises UserError for what the user can fix; an earlier evaluation is moved aside, not overwritten.
+    """
+    started = time.perf_counter()
+    suite = _suite(scope, console)  # an unknown task is said before the model is loaded
+    reference = _reference(recipe, run, scope)
+    with bar(console, f"loading {recipe.model.path}", None):
+        loaded = _load(recipe, run, {*scope.models, reference})
+    moved = run.move_aside()
+    LOG.open(run.log, console)
+    if moved:
+        console.print(f"[dim]the evaluation that was there is now {moved}[/]")
+    measuring = _Measuring(recipe, loaded, oom.Recovery(run.path / EVENTS, console), console)
+    rows = Rows()
+    left_out = {
+        "loss": measuring.conversations(rows, scope.models),
+        "preference": measuring.pairs(rows, scope.models, reference),
+    }
+    notes = [*scope.notes, *measures.without_nan(rows)]
+    report = {
+        "recipe": recipe.name,
+        "device": model.device_name(),
+        "seed": recipe.seed,
+        **measures.summary(rows, scope.models, recipe.seed),
+        "left_out": {what: reason for what, reason in left_out.items() if reason},
+        "notes": notes,
+    }
+    for name in scope.models if suite else ():
+        with bar(console, f"{name}: {', '.join(suite.asked.names)}", None), _as(loaded, name):
+            try:
+                report["models"][name] |= suite.run(recipe, loaded, name)
+            except UserError as error:  # what was measured so far is not lost for it
+                report["left_out"][f"{name}.tasks"] = str(error)
+    report["wall_seconds"] = time.perf_counter() - started
+    write_json(run.report, report)
+    show_evaluation(report, console)
+    return report
+
+
+def _load(recipe: Recipe, run: RunDir, names: set[str | None]) -> model.LoadedModel:
+    """The base with the adapters of these models beside each other."""
+    sections = [section for section in (recipe.sft, recipe.dpo) if section]
+    loaded = model.load(recipe, max(section.max_length for section in sections))
+    adapters = {name: run.of(name).adapter for name in MODELS if name in names and name != "base"}
+    model.load_adapters(loaded, adapters)
+    loaded.model.eval()
+    return loaded
+
+
+def _suite(scope: Scope, console: Console) -> Any:
+    if scope.tasks is None:
+        return None
+    with bar(console, f"fetching the rows of {', '.join(scope.tasks.names)}", None):
+        from toolkit.engine.inference import benchmarks  # an optional package, and seconds of import
+
+        return benchmarks.load(scope.tasks)
+
+
+def _reference(recipe: Recipe, run: RunDir, scope: Scope) -> str | None:
+    """The model that DPO was held against; None where it is not needed, or not there any more."""
+    if "dpo" not in scope.models:
+        return None
+    if recipe.sft is None:
+        return "base"
+    return "sft" if run.of("sft").finished_with() is not None else None
+
+
+def _as(loaded: model.LoadedModel, name: str) -> AbstractContextManager[Any]:
+    """`model.use_adapter`, also where there is no adapter to switch off."""
+    return model.use_adapter(loaded.model, name) if hasattr(loaded.model, "peft_config") else nullcontext()
+
+
+class _Measuring:
+    """Fills in the numbers of rows, model by model."""
+
+    def __init__(self, recipe: Recipe, loaded: model.LoadedModel, recovery: oom.Recovery, console: Console):
+        self.recipe, self.loaded, self.recovery, self.console = recipe, loaded, recovery, console
+        self.pad = loaded.tokenizer.pad_token_id
+
+    def conversations(self, rows: Rows, models: tuple[str, ...]) -> str | None:
+        """Losses on the SFT stage's held-out rows; returns why not, where there are none."""
+        held_out = preparation.held_out(self.recipe, "sft", self.loaded)
+        if held_out is None:
+            return self._no_rows("sft")
+        sequences = [log_probs.Scored(row["input_ids"], row["labels"]) for row in held_out]
+        rows.sources = held_out["source"][:]
+        # the first token is predicted from nothing
+        rows.num_tokens = np.array(
+            [len(s.labels[1:]) - s.labels[1:].count(IGNORE_INDEX) for s in sequences], float
+        )
+        for name in models:
+            with (
+                bar(self.console, f"{name}: {len(sequences):,} held-out rows", len(sequences)) as advance,
+                _as(self.loaded, name),
+            ):
+                sums = log_probs.sums(self.loaded.model, sequences, self.pad, advance, self.recovery)
+            rows.losses[name] = -sums.double().numpy()
+        return None
+
+    def pairs(self, rows: Rows, models: tuple[str, ...], reference: str | None) -> str | None:
+        """Log-probs of DPO's held-out pairs, of its reference too; returns why not all of it could be had."""
+        held_out = preparation.held_out(self.recipe, "dpo", self.loaded)
+        if held_out is None:
+            return self._no_rows("dpo")
+        pairs = preparation.as_pairs(held_out)
+        rows.pair_sources = held_out["source"][:]
+        rows.chosen_tokens = np.array([len(pair.chosen_ids) for pair in pairs], float)
+        rows.rejected_tokens = np.array([len(pair.rejected_ids) for pair in pairs], float)
+        measured: dict[str, tuple[Floats, Floats]] = {}
+        needed = {*models, reference}
+        for name in (name for name in MODELS if name in needed):
+            with (
+                bar(self.console, f"{name}: {len(pairs):,} held-out pairs", 2 * len(pairs)) as advance,
+                _as(self.loaded, name),
+            ):
+                both = log_probs.pairs(self.loaded.model, pairs, self.pad, advance, self.recovery)
+            measured[name] = both[0].double().numpy(), both[1].double().numpy()
+        rows.chosen = {name: measured[name][0] for name in models}
+        rows.rejected = {name: measured[name][1] for name in models}
+        if "dpo" in models and reference is None:
+            return (
+                f"dpo's reference, the SFT adapter, is not in {self.recipe.name}'s runs: implicit rewards need it; "
+                f"run `python run_sft.py --recipe {self.recipe.name}`"
+            )
+        if reference in measured and self.recipe.dpo:
+            rows.reference = measured[reference][0] - measured[reference][1]
+            rows.beta = self.recipe.dpo.beta
+        return None
+
+    def _no_rows(self, name: StageName) -> str:
+        stage = self.recipe.sft if name == "sft" else self.recipe.dpo
+        if stage is None:
+            return f"recipe {self.recipe.name} has no {name} stage, so no held-out rows of one"
+        if not (stage.eval_datasets or stage.eval_rows):
+            return f"{name} holds no rows out: name some in {name}.eval_datasets, or set {name}.eval_rows"
+        return f"none of the rows that {name} holds out can be used: see data_report.json of the {name} run"

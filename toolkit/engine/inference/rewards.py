@@ -1,0 +1,70 @@
+"""What DPO's implicit reward says of models: of the answers they give themselves, and of held-out pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from toolkit.compare.candidates import BASE
+from toolkit.console.screen import bar
+from toolkit.data.masking import TokenizedPair
+from toolkit.data.turns import Messages
+from toolkit.engine.base import model
+from toolkit.engine.data import preparation
+from toolkit.engine.inference import generate, log_probs
+from toolkit.recipe.schema import Recipe
+
+
+def measure(
+    recipe: Recipe,
+    loaded: model.LoadedModel,
+    reference: str,
+    asked: Sequence[Messages],
+    answers: Mapping[str, Sequence[generate.Answer]],
+    console: Console,
+) -> dict[str, dict[str, float]]:
+    """Model -> `mean_implicit_reward` of its own answers, and `preference_accuracy` where it was trained further.
+
+    The implicit reward of a reply is beta (log pi(reply | prompt) - log pi_ref(reply | prompt)): Rafailov et al.
+    2023, equation 5, without the term that depends on the prompt alone. On answers that the model itself sampled its
+    mean estimates beta KL(pi || pi_ref): it says how far a model went from its reference, not how good it became.
+    The accuracy is the share of held-out pairs whose chosen reply has the larger reward. The reference itself and
+    the base have none.
+    """
+    assert recipe.dpo, "without DPO there is no reference"
+    encoded = generate.encode(loaded, asked, recipe.compare)
+    others = [name for name in answers if name != reference]
+    trained = [name for name in others if name != BASE]
+    pairs = preparation.held_out_pairs(recipe, loaded) if trained else []
+    expected = _margins(loaded, reference, pairs, console) if pairs else None
+    measured: dict[str, dict[str, float]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
+    for name in others:
+        own_answers = [answer.ids for answer in answers[name]]
+        sequences = list(zip(encoded, own_answers, strict=True))
+        own, theirs = (_log_probs(loaded, judge, sequences, name, console) for judge in (name, reference))
+        measured[name] = {"mean_implicit_reward": recipe.dpo.beta * (own - theirs).mean().item()}
+        if expected is not None and name in trained:
+            margins = _margins(loaded, name, pairs, console)
+            measured[name]["preference_accuracy"] = torch.gt(margins, expected).float().mean().item()
+    return measured
+
+
+def _log_probs(
+    loaded: model.LoadedModel, judge: str, sequences: Any, name: str, console: Console
+) -> torch.Tensor:
+    title = f"{name}: log-probs of its {len(sequences)} answers, by {judge.lstrip('_')}"
+    with bar(console, title, len(sequences)) as advance, model.use_adapter(loaded.model, judge):
+        return log_probs.replies(loaded.model, sequences, loaded.tokenizer.pad_token_id, advance)
+
+
+def _margins(
+    loaded: model.LoadedModel, name: str, pairs: list[TokenizedPair], console: Console
+) -> torch.Tensor:
+    """log pi(chosen | prompt) - log pi(rejected | prompt): (len(pairs),)."""
+    title = f"{name.lstrip('_')}: log-probs of {len(pairs)} held-out pairs"
+    with bar(console, title, 2 * len(pairs)) as advance, model.use_adapter(loaded.model, name):
+        chosen, rejected = log_probs.pairs(loaded.model, pairs, loaded.tokenizer.pad_token_id, advance)
+    return chosen - rejected

@@ -1,0 +1,1 @@
+"""The DPO reference: its log-probs, computed once and proved."""

@@ -1,0 +1,1 @@
+"""One training stage, from recipe to report."""

@@ -1,0 +1,158 @@
+"""Checkpoints that are complete or absent, and are proved so before they are trusted.
+
+The Trainer's own checkpoint is written under a temporary name, sealed with the hashes of its files and renamed. A
+checkpoint without its seal, or with a file that no longer matches it, is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from toolkit.recipe.schema import Dpo, Sft
+from toolkit.run import manifest, sealing
+from toolkit.run.rundir import PREFIX, SEAL, RunDir
+
+
+class DurableCheckpoints:
+    """Mixin for a Trainer: how its checkpoints reach the disk. The last `save_total_limit` stay, and the best one.
+
+    A disk that is full costs the checkpoint, not the run: what was begun is removed, the last good one stays, and
+    the next save tries again. `checkpoint_seconds`: how long each save took.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.checkpoint_seconds: list[float] = []
+        # The Trainer itself would prune by the files' times, and drop the last one for the best one at the end.
+        self._num_kept = self.args.save_total_limit  # type: ignore[attr-defined]
+        self.args.save_total_limit = None  # type: ignore[attr-defined]
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        folder, name = Path(self.args.output_dir), f"{PREFIX}{self.state.global_step}"
+        if damage(folder / name) is None:
+            return  # a whole one is never replaced: it says the same
+        started = time.perf_counter()
+        staging = folder / ".staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        self.args.output_dir = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(folder / name)  # where it will be
+                self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
+            sealing.seal(staging / name, SEAL)
+            shutil.rmtree(folder / name, ignore_errors=True)  # a damaged one
+            sealing.put_in_place(staging / name, folder / name)
+        except Exception as error:
+            problem = sealing.disk_problem(error)
+            if problem is None:
+                raise
+            good = max(_steps(folder), default=None)
+            self.recovery.console.print(
+                f"[yellow]checkpoint at step {self.state.global_step} not saved ({problem}); "
+                f"{'there is none yet' if good is None else f'the last good one is of step {good}'}; "
+                "training goes on and the next save tries again[/]"
+            )
+            return
+        finally:
+            self.args.output_dir = str(folder)
+            shutil.rmtree(staging, ignore_errors=True)
+        self.checkpoint_seconds.append(time.perf_counter() - started)
+        # Those of later steps were passed over as damaged; they are written anew when the run gets there.
+        reached = sorted(step for step in _steps(folder) if step <= self.state.global_step)
+        for step in reached[: -self._num_kept]:
+            if step != self.state.best_global_step:
+                shutil.rmtree(folder / f"{PREFIX}{step}", ignore_errors=True)
+
+    def _run_epoch(self: Any, **kwargs: Any) -> None:
+        """An epoch, unless the checkpoint was the last of the run: the Trainer would train one step too many."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)  # type: ignore[misc]
+
+
+class CheckpointClock(TrainerCallback):
+    """Checkpoints by minutes beside those by steps; how long each takes, and a warning when that is too long.
+
+    Also puts right what resuming forgets: TRL would count tokens from 0 again, and the Trainer go on with the
+    intervals of the first attempt.
+    """
+
+    def __init__(self, trainer: Any, section: Sft | Dpo, run: RunDir, started: float):
+        self._trainer = trainer
+        self._section = section
+        self._run = run
+        self._started = started
+        self._last_save = started
+        self._logged = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer._total_train_tokens = state.num_input_tokens_seen
+        state.compute_steps(args, state.max_steps)
+        self._last_save = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.num_input_tokens_seen = (
+            self._trainer._total_train_tokens
+        )  # the Trainer saves it, TRL's own it does not
+        minutes = self._section.save_minutes
+        if minutes is not None and time.monotonic() - self._last_save >= 60 * minutes:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last_save = time.monotonic()
+        with contextlib.suppress(OSError):  # a full disk has been told of
+            self._run.record(
+                manifest.noted(
+                    self._run.read_manifest(), step=state.global_step, seconds=self._last_save - self._started
+                )
+            )
+        saves, limit = self._trainer.checkpoint_seconds, self._section.save_within_seconds
+        if saves and saves[-1] > limit and not any(seconds > limit for seconds in saves[:-1]):
+            self._trainer.recovery.console.print(
+                f"[yellow]the checkpoint of step {state.global_step} took {saves[-1]:.1f} s, more than "
+                f"save_within_seconds {limit:g}: a host that gives less between SIGTERM and SIGKILL loses the "
+                "steps since the one before; take --runs DIR on a faster disk, or a smaller lora.r[/]"
+            )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        saves = self._trainer.checkpoint_seconds[self._logged :]
+        if saves:
+            logs["checkpoint_seconds"] = max(saves)
+            self._logged += len(saves)
+
+
+def latest(folder: Path, console: Console) -> Path | None:
+    """The newest checkpoint whose files are all as they were sealed; others are named and passed over."""
+    shutil.rmtree(folder / ".staging", ignore_errors=True)
+    for step in sorted(_steps(folder), reverse=True):
+        checkpoint = folder / f"{PREFIX}{step}"
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        console.print(f"[yellow]checkpoint of step {step} is passed over: {problem}[/]")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, None when nothing is."""
+    return sealing.damage(checkpoint, SEAL)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step that a checkpoint was saved after; 0 for none."""
+    return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
+
+
+def _steps(folder: Path) -> list[int]:
+    names = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*"))
+    return [int(name) for name in names if name.isdigit()]

@@ -1,0 +1,54 @@
+"""Direct preference optimisation; the reference is the policy that the stage starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import DPOConfig, DPOTrainer
+
+from toolkit.engine.base import model, oom
+from toolkit.engine.data import preparation
+from toolkit.engine.reference import proof
+from toolkit.engine.train import stage
+from toolkit.engine.train.checkpoints import DurableCheckpoints
+from toolkit.engine.train.pieces import OutOfMemoryRecovery
+from toolkit.recipe.schema import Dpo
+from toolkit.run.rundir import EVENTS
+from toolkit.training import trainer_args
+from toolkit.training.job import Job
+
+
+class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer on rows that masking.py has tokenised and cut; TRL itself accepts only text.
+
+    Runs a micro-batch in pieces where it does not fit. `reference` is what the report says of the reference pass.
+    """
+
+    reference: dict[str, Any]
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Trains the DPO stage; see `stage.run`. Stops before the first step unless the reference is the policy."""
+    return stage.run(job, build)
+
+
+def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -> DPOTrainer:
+    """The trainer, ready to train, its reference computed and proved."""
+    recipe, console = job.recipe, job.console
+    assert isinstance(job.section, Dpo)
+    with model.keep_float32(loaded.model):
+        trainer = TokenisedDPOTrainer(
+            model=loaded.model,
+            ref_model=None,
+            args=DPOConfig(**trainer_args.dpo(recipe, job.plan.settings, job.run.checkpoints)),
+            train_dataset=prepared.train,
+            eval_dataset=prepared.eval,
+            processing_class=loaded.tokenizer,
+            recovery=oom.Recovery(job.run.path / EVENTS, console),
+        )
+    source = str(job.run.of("sft").adapter) if recipe.sft else recipe.model.path
+    trainer.reference = proof.establish(trainer, source, job.section.precompute_ref_batch_size, console)
+    return trainer

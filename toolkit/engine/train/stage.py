@@ -1,0 +1,151 @@
+"""One training stage from recipe to report: what SFT and DPO share, in the order it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, set_seed
+
+from toolkit.console.screen import bar
+from toolkit.data.length_groups import grouped_by_length
+from toolkit.engine.base import fingerprint, hub, model, vram
+from toolkit.engine.base.quiet import quiet
+from toolkit.engine.data import preparation
+from toolkit.engine.train import answers, attempt, checkpoints, probe, recompute, trackers
+from toolkit.engine.train.interrupt import StopOnSignal
+from toolkit.engine.train.progress import Metrics
+from toolkit.errors import UserError
+from toolkit.report import run_record
+from toolkit.run import sealing
+from toolkit.run.files import write_json
+from toolkit.run.rundir import MARK
+from toolkit.training.job import Job
+
+# (job, loaded model, prepared data) -> a Trainer that is ready to train
+BuildTrainer = Callable[[Job, model.LoadedModel, preparation.Prepared], Any]
+
+
+def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
+    """Trains one stage, or goes on where it stopped, and saves its adapter. Returns what report.json holds.
+
+    Raises UserError for whatever the user can fix and Interrupted after a signal; nothing in the run directory
+    looks finished then, and its manifest says why it ended.
+    """
+    stop = StopOnSignal(job.console)
+    with job.run.locked(), stop.listening(), attempt.room(job.run):
+        started = time.monotonic()
+        starting_adapter = job.run.starting_adapter(job.recipe.sft is not None)
+        if starting_adapter and (problem := sealing.damage(starting_adapter, MARK)):
+            raise UserError(
+                f"the adapter in {starting_adapter} is damaged: {problem}; run SFT again with --fresh"
+            )
+        checkpoint = attempt.begin(job)
+        with attempt.outcome(job, started), quiet():
+            return _train(job, build, starting_adapter, checkpoint, stop, started)
+
+
+def _train(
+    job: Job,
+    build: BuildTrainer,
+    starting_adapter: Path | None,
+    checkpoint: Path | None,
+    stop: StopOnSignal,
+    started: float,
+) -> dict[str, Any]:
+    recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
+    set_seed(recipe.seed)
+
+    with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.model.path)):
+        loaded = model.load(recipe, section.max_length, settings)
+        model.attach_lora(loaded, recipe, settings, section.max_length)
+    for note in loaded.notes:
+        console.print(f"[yellow]{note}[/]")
+    if starting_adapter:
+        model.load_adapter(loaded.model, starting_adapter)
+    model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
+    prepared = preparation.prepare(recipe, job.stage, loaded, console)
+    write_json(run.path / "data_report.json", prepared.report)
+    if section.group_by_length:
+        order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
+        prepared.train = prepared.train.select(order)
+    _identify(job, starting_adapter, prepared)
+
+    trainer = build(job, loaded, prepared)
+    trainer.remove_callback(PrinterCallback)
+    layers = recompute.Recompute(settings.recompute_layers)
+    probed = probe.Probe(trainer, layers, job.plan.peak_gib, job.plan.items_gib["optimizer"])
+    title = f"{job.stage} · {recipe.name}"
+    clock = checkpoints.CheckpointClock(trainer, section, run, started)
+    timeline, metrics = vram.Timeline(), Metrics(run.metrics, console, title, checkpoint)
+    for callback in (layers, probed, clock, timeline, metrics, stop):  # each relies on the ones before
+        trainer.add_callback(callback)
+    train_started = time.perf_counter()
+    with contextlib.closing(metrics), trackers.attached(trainer, job, checkpoint):
+        stop.train(trainer, str(checkpoint) if checkpoint else None)
+        train_seconds = time.perf_counter() - train_started
+        if prepared.eval is not None:
+            trainer.evaluate()
+    report = _report(job, trainer, loaded, train_seconds) | {
+        "measured_peak_gib": timeline.peak_gib,
+        "probe": probed.measured,
+        "oom_events": trainer.recovery.events,
+        "checkpoint_seconds": max(trainer.checkpoint_seconds, default=None),
+    }
+    if job.stage == "dpo":
+        report["reference"] = trainer.reference
+    report["wall_seconds"] = time.monotonic() - started
+    write_json(run.report, report)  # before the adapter: a whole one has its report beside it
+    run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
+    with bar(console, "saving the adapter", None):
+        model.save_adapter(
+            loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
+        )
+    report["answers"] = answers.compare(job, loaded, starting_adapter)
+    report["wall_seconds"] = time.monotonic() - started
+    write_json(run.report, report)
+    return report
+
+
+def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Prepared) -> None:
+    """Records what the run is made from: base model, rows, the adapter that DPO continues. The run holds to it."""
+    path = job.recipe.model.path
+    base = fingerprint.base_model(job.recipe.locate(path), job.recipe.model.revision)
+    rows = {"train": fingerprint.rows(prepared.train)}
+    if prepared.eval is not None:
+        rows["eval"] = fingerprint.rows(prepared.eval)
+    held = {"base_model.files": fingerprint.combined(base["files"]), "rows.train": rows["train"]}
+    if starting_adapter:
+        held["sft_adapter"] = sealing.digest(starting_adapter / "adapter_model.safetensors")
+    job.run.hold_to(held)
+    job.run.record({"base_model": {"path": path} | base, "rows": rows})
+
+
+def _report(job: Job, trainer: Any, loaded: model.LoadedModel, train_seconds: float) -> dict[str, Any]:
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    tokens = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
+    last_eval = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    return (
+        dict.fromkeys(run_record.REPORT_KEYS)
+        | attempt.known(job)
+        | {
+            "outcome": "finished",
+            "reason": None,
+            "num_steps": trainer.state.global_step,
+            "wall_seconds": None,
+            "train_seconds": train_seconds,
+            "train_tokens": int(tokens[-1]) if tokens else None,
+            "loss_first": losses[0] if losses else None,
+            "loss_last": losses[-1] if losses else None,
+            "eval": {
+                key.removeprefix("eval_"): value
+                for key, value in last_eval.items()
+                if key.startswith("eval_")
+            },
+            "notes": loaded.notes,
+        }
+    )

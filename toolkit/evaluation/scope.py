@@ -1,0 +1,138 @@
+"""What an evaluation is of: which models, trained as the recipe says, and which benchmarks. Known before torch is."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from toolkit.errors import UserError
+from toolkit.recipe.schema import Recipe
+from toolkit.run.rundir import RunDir
+
+MODELS = ("base", "sft", "dpo")  # in the order in which one comes from the other
+# A model under another base, template or beta is another model; of rows that were not held out then, it says nothing.
+DECIDES_MODEL = ("model.path", "model.revision", "template.", "dpo.beta")
+DECIDES_SPLIT = ("datasets", "eval_rows", "deduplicate", "max_rows", "system_turn")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What --tasks asks of lm-evaluation-harness. `limit` takes the first rows of each task only.
+
+    `chat_template` writes the rows as a conversation for every model that was trained on the template.
+    """
+
+    names: tuple[str, ...]
+    path: str | None
+    limit: int | None
+    chat_template: bool
+
+
+@dataclass(frozen=True)
+class Scope:
+    """`notes` say what of the recipe has changed since a model was trained."""
+
+    models: tuple[str, ...]
+    tasks: Tasks | None
+    notes: tuple[str, ...]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of run_eval.py."""
+    parser.add_argument(
+        "--models", metavar="NAMES", help=f"some of {','.join(MODELS)} (default: all there are)"
+    )
+    tasks = parser.add_argument_group("benchmarks, with EleutherAI's lm-evaluation-harness")
+    tasks.add_argument("--tasks", metavar="NAMES", help="its task names, e.g. arc_easy,hellaswag")
+    tasks.add_argument("--tasks-path", metavar="DIR", help="a folder with task files of your own")
+    tasks.add_argument("--limit", type=int, metavar="N", help="only the first N rows of each task, for a try")
+    tasks.add_argument(
+        "--no-chat-template",
+        action="store_true",
+        help="ask every model in plain text, as published numbers of base models are made",
+    )
+
+
+def choose(recipe: Recipe, run: RunDir, arguments: argparse.Namespace) -> Scope:
+    """Raises UserError with every problem: an unknown or unfinished model, another recipe, no harness installed."""
+    models, problems = _models(recipe, run, arguments.models)
+    notes = []
+    for name in models:
+        refused, noted = _changed(recipe, run.of(name))
+        problems += refused
+        notes += noted
+    tasks = _tasks(arguments, problems)
+    if problems:
+        raise UserError(*problems)
+    return Scope(models, tasks, tuple(notes))
+
+
+def _models(recipe: Recipe, run: RunDir, asked: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """The models asked for, else every one there is; and what is wrong with them."""
+    sections = {"sft": recipe.sft, "dpo": recipe.dpo}
+    finished = [name for name in sections if sections[name] and run.of(name).finished_with() is not None]
+    names = [name.strip() for name in asked.split(",")] if asked else ["base", *finished]
+    problems = [
+        f"--models {name!r} is no model of a recipe: choose from {', '.join(MODELS)}"
+        for name in names
+        if name not in MODELS
+    ]
+    absent = [name for name in sections if name in names and name not in finished]
+    if not asked and not finished:
+        absent = [name for name, section in sections.items() if section]
+    problems += [
+        f"no finished adapter in {run.of(name).adapter}: run `python run_{name}.py --recipe {recipe.name}` first"
+        if sections[name]
+        else f"recipe {recipe.name} has no {name} stage: leave {name} out of --models"
+        for name in absent
+    ]
+    return tuple(name for name in MODELS if name in names and name not in absent), problems
+
+
+def _changed(recipe: Recipe, run: RunDir) -> tuple[list[str], list[str]]:
+    """What the recipe says otherwise than when a model was trained: what forbids an evaluation, what is only said."""
+    mark = run.finished_with()
+    if mark is None:  # the base
+        return [], []
+    before, now = mark["trajectory"], recipe.trajectory("dpo" if run.stage == "dpo" else "sft")
+    changed = {
+        field: f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field) != now.get(field) and not field.endswith(".eval_datasets")
+    }
+    decisive = [field for field in changed if field.startswith(DECIDES_MODEL)]
+    for name, stage in (("sft", recipe.sft), ("dpo", recipe.dpo)):
+        if stage and stage.eval_rows:  # held-out rows were split off the training rows
+            split = tuple(f"{name}.{field}" for field in DECIDES_SPLIT)
+            decisive += [field for field in changed if field.startswith(split) or field == "seed"]
+    if decisive:
+        listed = "; ".join(changed[field] for field in dict.fromkeys(decisive))
+        return [
+            f"{run.adapter} was trained with another recipe, so its numbers would not be its own; give the same "
+            f"--set as then, or train it again. Changed: {listed}"
+        ], []
+    return [], [
+        f"{run.stage} was trained otherwise than the recipe says now: {'; '.join(changed.values())}"
+    ] * bool(changed)
+
+
+def _tasks(arguments: argparse.Namespace, problems: list[str]) -> Tasks | None:
+    if not arguments.tasks:
+        problems += [
+            f"--{option.replace('_', '-')} is for --tasks, and there are none"
+            for option in ("tasks_path", "limit", "no_chat_template")
+            if getattr(arguments, option)
+        ]
+        return None
+    if arguments.limit is not None and arguments.limit < 1:
+        problems.append(f"--limit {arguments.limit}: a number of rows from 1 up is expected")
+    if arguments.tasks_path and not Path(arguments.tasks_path).is_dir():
+        problems.append(f"--tasks-path {arguments.tasks_path}: there is no such folder")
+    if find_spec("lm_eval") is None:
+        problems.append(
+            "--tasks needs lm-evaluation-harness: pip install -c requirements.txt -r requirements-optional.txt"
+        )
+    names = tuple(filter(None, (name.strip() for name in arguments.tasks.split(","))))
+    return Tasks(names, arguments.tasks_path, arguments.limit, not arguments.no_chat_template)

@@ -1,0 +1,1 @@
+"""What leaves the project: an export on disk, its card, its upload."""

@@ -1,0 +1,199 @@
+"""What `run_export.py` is asked for, and what an export is on disk: whole, checked, and made from which adapter.
+
+An export is built under a temporary name. It gets its mark and then its own name only after it passed the check of its
+format; one that did not pass stands beside it as `<name>.failed`, to be looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from toolkit.errors import UserError
+from toolkit.recipe.schema import Recipe, StageName
+from toolkit.run.files import write_json
+from toolkit.run.rundir import MARK, RunDir
+
+Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
+FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
+PARITY = "parity.json"
+
+# Names of llama.cpp's quantisations and their numbers there (include/llama.h, enum llama_ftype).
+QUANTS = {
+    "f16": 1,
+    "bf16": 32,
+    "q8_0": 7,
+    "q6_k": 18,
+    "q5_k_m": 17,
+    "q5_k_s": 16,
+    "q5_0": 8,
+    "q4_k_m": 15,
+    "q4_k_s": 14,
+    "q4_0": 2,
+    "q3_k_l": 13,
+    "q3_k_m": 12,
+    "q3_k_s": 11,
+    "q2_k": 10,
+}
+LLAMA_CPP_VARIABLES = ("LLAMA_CPP_PATH", "UNSLOTH_LLAMA_CPP_PATH")
+RUNS_CODE = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # pickles: loading one can run code
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One export to make. `quant` is None but for GGUF; `llama_cpp` is the user's checkout, where there is one."""
+
+    recipe: Recipe
+    run: RunDir
+    format: Format
+    quant: str | None
+    folder: Path
+    verify: bool
+    llama_cpp: Path | None
+
+    @property
+    def stage(self) -> str:
+        return self.run.stage
+
+    @property
+    def base_16bit(self) -> str:
+        """The 16-bit weights to merge onto, as this process can open them."""
+        return self.recipe.locate(self.recipe.model.base_16bit or self.recipe.model.path)
+
+    @property
+    def temporary(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.tmp")
+
+    @property
+    def failed(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.failed")
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log.txt")
+
+    def facts(self) -> dict[str, Any]:
+        """What the export is made of; another value of any of them makes it another export."""
+        return {
+            "recipe": self.recipe.name,
+            "stage": self.stage,
+            "format": self.format,
+            "quant": self.quant,
+            "base": self.recipe.model.path,
+            "revision": self.recipe.model.revision,
+            "base_16bit": None if self.format == "adapter" else self.recipe.model.base_16bit,
+            "adapter_sha256": adapter_hash(self.run.adapter),
+        }
+
+    def is_made(self) -> bool:
+        """Whether this very export stands there complete, and was checked if it is to be."""
+        mark = read_mark(self.folder)
+        if mark is None or {key: mark.get(key) for key in self.facts()} != self.facts():
+            return False
+        return bool(mark["verified"]) or not self.verify
+
+    def keep(self, verified: bool) -> None:
+        """Marks what was built under the temporary name, and gives it its own."""
+        write_json(self.temporary / MARK, self.facts() | {"verified": verified})
+        before = self.folder.with_name(f".{self.folder.name}.before")
+        shutil.rmtree(before, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(before)
+        self.temporary.rename(self.folder)
+        shutil.rmtree(before, ignore_errors=True)
+
+    def reject(self) -> None:
+        """Sets what was built aside, without a mark."""
+        shutil.rmtree(self.failed, ignore_errors=True)
+        self.temporary.rename(self.failed)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", required=True, choices=("sft", "dpo"), help="whose adapter")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="what to make of it")
+    parser.add_argument(
+        "--quant", metavar="NAME", help=f"of gguf and ollama (default q4_k_m): {', '.join(QUANTS)}"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="instead of runs/<recipe>/export/...")
+    parser.add_argument("--no-verify", action="store_true", help="skip the check against the trained model")
+    parser.add_argument(
+        "--llama-cpp",
+        type=Path,
+        metavar="DIR",
+        help=f"your llama.cpp, for gguf and ollama (else ${' or $'.join(LLAMA_CPP_VARIABLES)})",
+    )
+    parser.add_argument("--push", metavar="USER/REPO", help="upload the checked export to the Hub, private")
+    parser.add_argument("--public", action="store_true", help="with --push: a public repository")
+    parser.add_argument("--dry-run", action="store_true", help="with --push: list the files, upload nothing")
+
+
+def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
+    """The export that the options name. Raises UserError with everything that is wrong with them, all at once."""
+    stage: StageName = arguments.stage
+    run = RunDir(arguments.runs, recipe.name, stage)
+    is_gguf, problems = arguments.format in ("gguf", "ollama"), []
+    quant = arguments.quant.lower() if arguments.quant else "q4_k_m" if is_gguf else None
+    if quant and not is_gguf:
+        problems.append(
+            f"--quant {arguments.quant} goes with --format gguf or ollama, not {arguments.format}"
+        )
+    elif quant and quant not in QUANTS:
+        problems.append(f"--quant {arguments.quant}: no such quantisation; one of {', '.join(QUANTS)}")
+    if not arguments.push and (arguments.public or arguments.dry_run):
+        problems.append("--public and --dry-run go with --push USER/REPO")
+    if arguments.push and arguments.no_verify:
+        problems.append("--push uploads what was checked: leave --no-verify out")
+    if arguments.push and arguments.push.count("/") != 1:
+        problems.append(f"--push {arguments.push}: a repository is USER/REPO")
+    llama_cpp = arguments.llama_cpp or next(
+        (Path(os.environ[name]) for name in LLAMA_CPP_VARIABLES if os.environ.get(name)), None
+    )
+    if is_gguf and llama_cpp and not llama_cpp.is_dir():
+        problems.append(f"llama.cpp in {llama_cpp}: there is no such folder")
+    name = f"{stage}-{arguments.format}" + (f"-{quant}" if is_gguf else "")
+    folder = (arguments.out or arguments.runs / recipe.name / "export" / name).absolute()
+    if folder.exists() and read_mark(folder) is None and (folder.is_file() or any(folder.iterdir())):
+        problems.append(f"{folder} is there already and is no export: name another --out")
+    recipe.stage(stage)
+    if problems:
+        raise UserError(*problems)
+    if not run.is_finished(recipe.trajectory(stage)):
+        raise UserError(
+            f"nothing to export: no finished adapter in {run.adapter}; run `python run_{stage}.py --recipe "
+            f"{recipe.name}` first"
+        )
+    return Wanted(recipe, run, arguments.format, quant, folder, not arguments.no_verify, llama_cpp)
+
+
+def read_mark(folder: Path) -> dict[str, Any] | None:
+    """What the mark of an export records; None where there is no complete export."""
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return mark if isinstance(mark, dict) and "format" in mark else None
+
+
+def adapter_hash(folder: Path) -> str:
+    """SHA-256 over the files of an adapter that take part in an answer."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".jinja", ".model") or file.name.startswith(("tokenizer", "gen")):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Bytes of each file of an export, by its path in it; the mark is not one of them."""
+    return {
+        file.relative_to(folder).as_posix(): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MARK
+    }

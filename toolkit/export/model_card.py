@@ -1,0 +1,180 @@
+"""README.md of an export: what the model is, what it was made from, what was measured, and code that loads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from toolkit.export.artefact import Wanted
+from toolkit.recipe.schema import Recipe, Source
+
+UNKNOWN_LICENCE = "unknown: the card of the base was not at hand. Look there before you share this"
+LOAD = {
+    "adapter": """\
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+
+folder = "{folder}"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained({arguments})
+model.generation_config = GenerationConfig.from_pretrained(folder)  # its end tokens; PEFT takes the base's
+""",
+    "merged_16bit": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{folder}"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto")
+""",
+}
+ASK = """\
+inputs = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": {prompt}}}],
+    add_generation_prompt=True, return_tensors="pt", return_dict=True,
+).to(model.device)
+output = model.generate(**inputs, max_new_tokens={max_new_tokens})
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+LLAMA_CPP = """\
+from llama_cpp import Llama
+
+llama = Llama("{file}", n_ctx={max_length})
+print(llama.create_chat_completion([{{"role": "user", "content": {prompt}}}])["choices"][0]["message"]["content"])
+"""
+
+
+def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gguf: str | None = None) -> str:
+    """The whole file. `licence` is what the base's own card says of it; None where that could not be read."""
+    recipe, stage = wanted.recipe, wanted.stage
+    local = is_local(recipe)
+    front = ["---"] if local else ["---", f"base_model: {recipe.model.path}"]
+    if licence:
+        front.append(f"license: {licence}")
+    if wanted.format in LOAD:
+        front += [f"library_name: {'peft' if wanted.format == 'adapter' else 'transformers'}"]
+    front += [
+        "pipeline_tag: text-generation",
+        f"tags: [trl, unsloth, {stage}, lora]",
+        "---",
+        "",
+    ]
+    stages = [name for name in ("sft", "dpo") if getattr(recipe, name) and (name == stage or stage == "dpo")]
+    lines = [
+        f"# {recipe.name}: {stage}, {_format(wanted)}",
+        "",
+        recipe.description + ".",
+        "",
+        f"- **Base**: {recipe.model.path}{' (a folder, not on the Hub)' if local else ''}"
+        + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
+        f"- **Licence**: {licence + ', as the card of the base says' if licence else UNKNOWN_LICENCE}",
+        f"- **Trained**: {' then '.join(name.upper() for name in stages)}, LoRA r={recipe.lora.r}, "
+        f"alpha={recipe.lora.lora_alpha}"
+        f"{' on NF4 weights' if recipe.model.load_in_4bit else ''}, seed {recipe.seed}, with Unsloth and TRL",
+    ]
+    for name in stages:
+        section = recipe.stage(name)  # type: ignore[arg-type]
+        lines.append(
+            f"- **Data, {name}**: {', '.join(map(_source, section.datasets))}; "
+            f"learning rate {section.learning_rate:g}, batch {section.effective_batch_size}, "
+            f"{section.max_steps or f'{section.num_train_epochs:g} epochs'}{' (steps)' if section.max_steps else ''}"
+        )
+    lines += ["", "## Measures", "", *_measures(wanted, stages, parity)]
+    lines += ["", "## Use", "", *_use(wanted, gguf)]
+    return "\n".join(front + lines) + "\n"
+
+
+def is_local(recipe: Recipe) -> bool:
+    """Whether the base is a folder, which another machine does not find by its name."""
+    return Path(recipe.locate(recipe.model.path)).is_dir()
+
+
+def licence_of(base: Path) -> str | None:
+    """The licence that a model folder's own README names in its metadata; None where it names none."""
+    try:
+        text = (base / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        metadata = YAML(typ="safe").load(front[1]) if front else None
+    except YAMLError:
+        return None
+    licence = metadata.get("license_name") or metadata.get("license") if isinstance(metadata, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _format(wanted: Wanted) -> str:
+    return {"adapter": "adapter", "merged_16bit": "merged, 16 bits"}.get(
+        wanted.format, f"GGUF {wanted.quant}"
+    )
+
+
+def _source(source: Source) -> str:
+    return source.path + (f" ({source.name})" if source.name else "")
+
+
+def _measures(wanted: Wanted, stages: list[str], parity: dict[str, Any] | None) -> list[str]:
+    rows = []
+    for name in stages:
+        report = _read(wanted.run.of(name).report)
+        if report.get("loss_first") is not None:
+            rows.append(
+                f"- {name}: loss {report['loss_first']:.4f} to {report['loss_last']:.4f} in {report['num_steps']} steps"
+            )
+        for key, value in (report.get("eval") or {}).items():
+            if key in ("loss", "rewards/accuracies", "rewards/margins"):
+                rows.append(f"- {name}, held-out {key}: {value:.4f}")
+    for key, value in (_read(wanted.run.of("eval").report).get(wanted.stage) or {}).items():
+        if isinstance(value, dict) and isinstance(value.get("value"), float):
+            interval = (
+                f" [{value['low']:.4f}, {value['high']:.4f}]" if isinstance(value.get("low"), float) else ""
+            )
+            rows.append(f"- {wanted.stage}, {key}: {value['value']:.4f}{interval}")
+    if parity:
+        rows.append(
+            f"- this export against {parity['against']}: log-probs differ by {parity['mean_logprob_diff']:.4f} in the "
+            f"mean and {parity['max_logprob_diff']:.4f} at most, {parity['equal_greedy_fraction']:.1%} of greedy "
+            "tokens are equal (`parity.json`)"
+        )
+        if other := parity.get("quantisation"):
+            rows.append(
+                f"- against the model as trained{' on NF4 weights' if wanted.recipe.model.load_in_4bit else ''}: "
+                f"{other['mean_logprob_diff']:.4f} and {other['max_logprob_diff']:.4f}, "
+                f"{other['equal_greedy_fraction']:.1%} of greedy tokens"
+            )
+    return rows or ["Nothing was measured."]
+
+
+def _use(wanted: Wanted, gguf: str | None) -> list[str]:
+    recipe, folder = wanted.recipe, wanted.folder.name
+    prompt = json.dumps(recipe.compare.prompts[0], ensure_ascii=False)
+    if wanted.format == "ollama":
+        return ["```bash", f"ollama create {recipe.name} -f Modelfile", f"ollama run {recipe.name}", "```"]
+    if wanted.format == "gguf":
+        section = recipe.stage(wanted.stage)  # type: ignore[arg-type]
+        code = LLAMA_CPP.format(file=gguf, prompt=prompt, max_length=section.max_length)
+    else:
+        arguments = ["folder", 'device_map="auto"', 'dtype="auto"']
+        if recipe.model.load_in_4bit:
+            arguments.append(
+                'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
+                "        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)"
+            )
+        code = LOAD[wanted.format].format(
+            folder=folder, arguments="\n    " + ",\n    ".join(arguments) + ",\n"
+        )
+        code += ASK.format(prompt=prompt, max_new_tokens=recipe.compare.max_new_tokens)
+    return ["```python", code.rstrip("\n"), "```"]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,142 @@
+"""What a stage holds at each of its moments: loss, backward of a layer, reference pass, evaluation.
+
+Peak = frozen weights + LoRA state + scratch + the worst of the moments; each
+is a mapping from item to bytes, made of `memory_terms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit.hardware import GIB
+from toolkit.memory import terms
+from toolkit.recipe.schema import Dpo, Recipe, StageName
+
+SEQUENCES = {"sft": 1, "dpo": 2}  # of a row: a pair is two
+
+Items = dict[str, float]  # bytes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the plan chose, or found pinned in the recipe's `memory`.
+
+    `per_device_train_batch_size` rows (pairs in DPO), `gradient_accumulation_steps` times per optimizer step;
+    `recompute_layers` decoder layers recompute; `loss_chunk_gib` bounds the logits that exist at one time.
+    """
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    recompute_layers: int
+    loss_chunk_gib: float
+
+    def chosen(self) -> dict[str, Any]:
+        """By the names of the recipe's `memory`; accumulation follows from the stage's effective batch size."""
+        return {name: value for name, value in asdict(self).items() if name != "gradient_accumulation_steps"}
+
+
+class Phases:
+    """The moments of one stage of a recipe; what does not depend on the settings is worked out once.
+
+    Without a GPU the terms are the same, but for dequantisation, staging buffers and the offload to the host.
+    """
+
+    def __init__(self, recipe: Recipe, stage: StageName, on_gpu: bool):
+        section, lora, four_bit = recipe.stage(stage), recipe.lora, recipe.model.load_in_4bit
+        self.stage, self.architecture, self.on_gpu = stage, recipe.model.architecture, on_gpu
+        tensors = terms.lora_tensors(self.architecture, lora)
+        self.adapter = terms.FP32 * sum(tensors)
+        self.scratch = terms.dequantisation_bytes(self.architecture) if on_gpu and four_bit else 0
+        self.frozen: Items = {
+            "weights": terms.layer_weight_bytes(self.architecture, four_bit),
+            "embeddings_and_head": terms.embedding_bytes(self.architecture),
+            "dequantisation": self.scratch,
+            "buffers": terms.BUFFERS_GIB * GIB if on_gpu else 0,
+        }
+        # Unsloth's CPU backend has no 8-bit optimizers and takes AdamW instead.
+        optim = section.optim if on_gpu else "adamw_torch"
+        self.trained: Items = self.frozen | {
+            "lora": 2 * self.adapter,  # weights and gradients
+            "optimizer": terms.optimizer_bytes(optim, tensors),
+        }
+        self.kept_layer = terms.kept_layer_bytes(self.architecture, lora)
+        self.layer_backward = terms.layer_backward_bytes(self.architecture)
+        evaluates = section.eval_datasets or section.eval_rows
+        self.eval_rows = section.per_device_eval_batch_size if evaluates else 0
+        self.reference_rows = section.precompute_ref_batch_size if isinstance(section, Dpo) else 0
+
+    def peak(self, settings: Settings, max_length: int) -> float:
+        """Bytes at the worst moment."""
+        return max(sum(items.values()) for _, items in self.worst(settings, max_length))
+
+    def worst(self, settings: Settings, max_length: int) -> Iterator[tuple[str, Items]]:
+        """Every moment at its worst over the batches whose rows have up to `max_length` tokens."""
+        tokens = settings.per_device_train_batch_size * SEQUENCES[self.stage] * max_length
+        yield "loss", self.loss(settings, tokens)
+        if self.stage == "sft":  # the one moment that a shorter micro-batch can make worse
+            vocab = self.architecture.vocab_size
+            yield "loss", self.loss(settings, terms.fullest_tokens(tokens, vocab, settings.loss_chunk_gib))
+        yield "layer", self.layer(settings, tokens)
+        if self.reference_rows:
+            yield "reference", self.reference(settings, 2 * self.reference_rows * max_length)
+        if self.eval_rows:
+            yield "evaluation", self.evaluation(settings, self.eval_rows * SEQUENCES[self.stage] * max_length)
+
+    def pieces(self, micro_batch: int, chunk_gib: float, max_length: int) -> int:
+        """Into how many the loss is cut; DPO's head takes its rows as it likes, within any chunk."""
+        tokens = micro_batch * SEQUENCES[self.stage] * max_length
+        vocab = self.architecture.vocab_size
+        return 1 if self.stage == "dpo" else terms.cross_entropy_chunks(tokens, vocab, chunk_gib)
+
+    def loss(self, settings: Settings, tokens: int) -> Items:
+        """Forward is done: all kept layers, three tensors of width h, one piece of the logits."""
+        hidden = self.architecture.hidden_size * tokens
+        held: float = 3 * terms.BF16 * hidden
+        if self.stage == "dpo":  # and the head's fp32 gradient of the replies, at most all tokens
+            held += terms.FP32 * hidden
+            held += terms.log_prob_bytes(tokens, self.architecture, settings.loss_chunk_gib)
+        else:
+            held += terms.cross_entropy_bytes(tokens, self.architecture.vocab_size, settings.loss_chunk_gib)
+        return self._state(settings) | self._graph(settings, tokens) | {"loss": held}
+
+    def layer(self, settings: Settings, tokens: int) -> Items:
+        """Backward of a layer, recomputed while all kept ones wait; of a kept one where none recomputes."""
+        recomputed = self.kept_layer if settings.recompute_layers else 0
+        backward = (recomputed + self.layer_backward) * tokens
+        scratch = {"dequantisation": 2 * self.scratch}  # beside the forward's
+        return self._state(settings) | self._graph(settings, tokens) | {"layer_backward": backward} | scratch
+
+    def reference(self, settings: Settings, tokens: int) -> Items:
+        """Before training: no graph, gradients or optimizer, but a second copy of the adapter."""
+        forward = self._forward(settings, tokens)
+        return self.frozen | {"lora": self.adapter, "reference_pass": self.adapter + forward}
+
+    def evaluation(self, settings: Settings, tokens: int) -> Items:
+        """Between steps: no graph, but gradients and optimizer stay."""
+        return self.trained | {"evaluation_pass": self._forward(settings, tokens)}
+
+    def _state(self, settings: Settings) -> Items:
+        """With the copy that recovery keeps of the gradients that earlier micro-batches of the step left."""
+        copies = self.adapter if settings.gradient_accumulation_steps > 1 else 0
+        return self.trained | {"lora": self.trained["lora"] + copies}
+
+    def _graph(self, settings: Settings, tokens: int) -> Items:
+        """Kept activations and inputs of recomputed layers; on a GPU Unsloth offloads these but for one."""
+        recomputed = settings.recompute_layers
+        inputs = 1 if self.on_gpu else max(1, recomputed)
+        return {
+            "activations_kept": (self.architecture.num_hidden_layers - recomputed) * self.kept_layer * tokens,
+            "recomputed_inputs": inputs * terms.BF16 * self.architecture.hidden_size * tokens,
+        }
+
+    def _forward(self, settings: Settings, tokens: int) -> float:
+        """A pass without a graph: inside a layer, or at the head with its piece of the logits."""
+        chunk, vocab = settings.loss_chunk_gib, self.architecture.vocab_size
+        if self.stage == "dpo":
+            logits: float = terms.log_prob_bytes(tokens, self.architecture, chunk)
+        else:
+            logits = min(tokens * vocab * terms.BYTES_PER_LOGIT, chunk * GIB)
+        at_head = 3 * terms.BF16 * self.architecture.hidden_size * tokens + logits
+        return max(terms.forward_bytes(self.architecture) * tokens, at_head)

@@ -1,0 +1,293 @@
+"""The memory plan of a stage: GiB per item, the settings that fit, and the floor of the time they take.
+
+Predicted from `memory_phases` and `memory_terms`; nothing here was measured by us. Imports no torch and
+answers in milliseconds.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit.hardware import CARDS, GIB, Card
+from toolkit.memory import terms
+from toolkit.memory.phases import SEQUENCES, Phases, Settings
+from toolkit.recipe.schema import Dpo, Recipe, StageName
+
+__all__ = ["Plan", "Settings", "keeping", "plan_stage"]
+
+# Past about 2,048 tokens a larger micro-batch buys almost nothing (dequantisation is 6% of a step there: computed).
+ENOUGH_TOKENS = 4096
+# What auto takes for the loss: begins with the first, falls back on the smaller ones only where nothing else
+# fits, and grows into what is left over. Unsloth's own default is min(free / 2, 4 GB).
+LOSS_CHUNKS_GIB = (0.5, 0.25, 0.125)
+LARGER_LOSS_CHUNKS_GIB = (1.0, 2.0, 4.0)
+LONGEST = 2**20  # tokens: where the search for the largest max_length ends
+NUM_FIXES = 3
+
+# Every plan has these items, in this order.
+ITEMS = (
+    "weights",
+    "embeddings_and_head",
+    "lora",
+    "optimizer",
+    "activations_kept",
+    "recomputed_inputs",
+    "layer_backward",
+    "loss",
+    "reference_pass",
+    "evaluation_pass",
+    "dequantisation",
+    "buffers",
+    "context",
+    "reserve",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Predicted memory of one stage on one card, and the floor of its time.
+
+    `items_gib` is what is there at the moment of the peak: without `context` and `reserve`, which lie outside
+    the budget, its values add up to `peak_gib`, and what belongs to another moment is 0. `phases_gib` is the
+    peak of each moment. `peak_gib` is that of the worst micro-batch: rows of `max_length` tokens, or shorter
+    ones where those need more.
+
+    `largest_max_length`: tokens per row that fit in the most frugal settings that the recipe leaves open; 0
+    if none. `tokens_per_step` and the floors hold for rows of full length. The floors are seconds at the
+    card's full rates: no such run is faster. None where the rates are unknown, `floor_seconds` too where
+    max_steps is not set. `fixes`: the three cheapest changes with the figure that each brings; none when it
+    fits.
+    """
+
+    stage: StageName
+    card: str
+    items_gib: dict[str, float]
+    phases_gib: dict[str, float]
+    peak_gib: float
+    budget_gib: float
+    fits: bool
+    settings: Settings
+    largest_max_length: int
+    tokens_per_step: int
+    flops_per_token: float
+    floor_seconds_per_1000_steps: float | None
+    floor_seconds: float | None
+    fixes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON; the keys are the fields."""
+        return asdict(self) | {"fixes": list(self.fixes)}
+
+
+def plan_stage(recipe: Recipe, stage: StageName, card: Card | None, ram_gib: float) -> Plan:
+    """Plans `stage` for `card`, or for a CPU with `ram_gib` of RAM when it is None.
+
+    `auto` in the recipe's `memory` is spent where it buys most time: tokens per micro-batch up to about
+    4,096, then fewer recomputed layers, then a larger loss chunk. Raises UserError when the recipe lacks the
+    stage.
+    """
+    section, architecture = recipe.stage(stage), recipe.model.architecture
+    room, phases = _Room.of(recipe, card, ram_gib), Phases(recipe, stage, on_gpu=card is not None)
+    settings = _choose(recipe, stage, phases, room.budget)
+    phases_gib: dict[str, float] = {}
+    peak, at_peak = 0.0, {}
+    for name, items in phases.worst(settings, section.max_length):
+        held = sum(items.values())
+        phases_gib[name] = max(phases_gib.get(name, 0.0), held / GIB)
+        if held > peak:
+            peak, at_peak = held, items
+    at_peak = at_peak | {"context": room.context, "reserve": room.reserve}
+    largest = _largest_max_length(recipe, stage, phases, room.budget)
+    tokens = section.effective_batch_size * SEQUENCES[stage] * section.max_length
+    seconds = _step_seconds(recipe, card, settings, tokens) if card else None
+    return Plan(
+        stage=stage,
+        card=card.name if card else f"CPU with {ram_gib:.1f} GiB of RAM",
+        items_gib={name: at_peak.get(name, 0.0) / GIB for name in ITEMS},
+        phases_gib=phases_gib,
+        peak_gib=peak / GIB,
+        budget_gib=room.budget / GIB,
+        fits=peak <= room.budget,
+        settings=settings,
+        largest_max_length=largest,
+        tokens_per_step=tokens,
+        flops_per_token=terms.flops_per_token(architecture, settings.recompute_layers),
+        floor_seconds_per_1000_steps=None if seconds is None else 1000 * seconds,
+        floor_seconds=None if seconds is None or section.max_steps is None else section.max_steps * seconds,
+        fixes=() if peak <= room.budget else _fixes(recipe, stage, card, ram_gib, largest),
+    )
+
+
+def keeping(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
+    """The recipe with what it leaves to the plan as an earlier plan chose it: an unfinished run keeps its settings.
+
+    Another choice, on a card with other memory, would give other sums and other bits.
+    """
+    left_open = {name: value for name, value in chosen.items() if getattr(recipe.memory, name) == "auto"}
+    return _with(recipe, "memory", recipe.memory.model_copy(update=left_open))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Bytes of the card (or the RAM): what a run may allocate, the context, and what is kept in reserve."""
+
+    budget: float
+    context: float
+    reserve: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, card: Card | None, ram_gib: float) -> _Room:
+        """A pinned budget is respected as far as the card goes."""
+        context = terms.CONTEXT_GIB * GIB if card else 0.0
+        usable = max(0.0, (card.total_gib if card else ram_gib) * GIB - context)
+        auto = max(0.0, usable - terms.RESERVE_GIB * GIB) if card else usable * terms.RAM_SHARE
+        pinned = recipe.memory.budget_gib
+        budget = auto if pinned == "auto" else min(pinned * GIB, usable)
+        return cls(budget, context, usable - budget)
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What the recipe leaves to the plan, in the order of preference; a pinned value is the only one."""
+
+    batches: list[int]
+    layers: range  # that recompute, fewest first
+    chunks: list[float]
+
+    @classmethod
+    def of(cls, recipe: Recipe, stage: StageName, max_length: int) -> _Choices:
+        memory, effective = recipe.memory, recipe.stage(stage).effective_batch_size
+        num_layers = recipe.model.architecture.num_hidden_layers
+        most = min(effective, max(1, ENOUGH_TOKENS // (SEQUENCES[stage] * max_length)))
+        divisors = [size for size in range(most, 0, -1) if effective % size == 0]
+        micro, chunk = memory.per_device_train_batch_size, memory.loss_chunk_gib
+        layers = memory.recompute_layers
+        if layers in ("all", "none"):
+            layers = num_layers if layers == "all" else 0
+        return cls(
+            batches=divisors if micro == "auto" else [micro],
+            layers=range(num_layers + 1) if isinstance(layers, str) else range(layers, layers + 1),
+            chunks=list(LOSS_CHUNKS_GIB) if chunk == "auto" else [chunk],
+        )
+
+
+def _choose(recipe: Recipe, stage: StageName, phases: Phases, budget: float) -> Settings:
+    """The first settings that fit, or the most frugal ones when none do."""
+    effective, max_length = recipe.stage(stage).effective_batch_size, recipe.stage(stage).max_length
+    choices = _Choices.of(recipe, stage, max_length)
+
+    def settings(micro: int, layers: int, chunk: float) -> Settings:
+        return Settings(micro, effective // micro, layers, chunk)
+
+    def fits(micro: int, layers: int, chunk: float) -> bool:
+        return phases.peak(settings(micro, layers, chunk), max_length) <= budget
+
+    def pieces(chunk: float) -> int:
+        return phases.pieces(micro, chunk, max_length)
+
+    for micro, chunk in itertools.product(choices.batches, choices.chunks):
+        if fits(micro, choices.layers[-1], chunk):
+            break
+    else:
+        return settings(choices.batches[-1], choices.layers[-1], choices.chunks[-1])
+    layers = choices.layers[bisect.bisect_left(choices.layers, True, key=lambda n: fits(micro, n, chunk))]
+    if recipe.memory.loss_chunk_gib == "auto":
+        for larger in LARGER_LOSS_CHUNKS_GIB:
+            fewer = pieces(larger) < pieces(chunk)
+            chunk = larger if fewer and fits(micro, layers, larger) else chunk
+    return settings(micro, layers, chunk)
+
+
+def _largest_max_length(recipe: Recipe, stage: StageName, phases: Phases, budget: float) -> int:
+    effective = recipe.stage(stage).effective_batch_size
+
+    def too_long(max_length: int) -> bool:
+        choices = _Choices.of(recipe, stage, max_length)
+        layers, chunk = choices.layers[-1], choices.chunks[-1]
+        # A batch without accumulation has no copy of gradients, so the smallest is not always the most frugal.
+        frugal = [Settings(micro, effective // micro, layers, chunk) for micro in choices.batches]
+        return all(phases.peak(settings, max_length) > budget for settings in frugal)
+
+    # The range begins at 1, so the index of the first that is too long is the length before it.
+    return bisect.bisect_left(range(1, LONGEST + 1), True, key=too_long)
+
+
+def _step_seconds(recipe: Recipe, card: Card, settings: Settings, tokens: int) -> float | None:
+    """Floor of an optimizer step over `tokens` tokens; DPO's reference pass comes on top."""
+    return terms.step_seconds(
+        recipe.model.architecture,
+        card,
+        load_in_4bit=recipe.model.load_in_4bit,
+        tokens=tokens,
+        micro_batches=settings.gradient_accumulation_steps,
+        recompute_layers=settings.recompute_layers,
+    )
+
+
+def _fixes(
+    recipe: Recipe, stage: StageName, card: Card | None, ram_gib: float, largest: int
+) -> tuple[str, ...]:
+    """Those that suffice before those that only help, each group cheapest first."""
+    enough: list[str] = []
+    helpful: list[str] = []
+    before, _ = _peak_and_budget(recipe, stage, card, ram_gib)
+    for changes in _changes(recipe, stage, card is not None, largest):
+        changed = recipe
+        for path, value in changes:
+            changed = _with(changed, path, value)
+        peak, budget = _peak_and_budget(changed, stage, card, ram_gib)
+        what = " ".join(f"--set {path}={str(value).lower()}" for path, value in changes)
+        if peak <= budget:
+            enough.append(f"{what}: {_figure(peak, budget)}")
+        elif peak < before:
+            helpful.append(f"{what}: {_figure(peak, budget)}, not enough alone")
+    larger = [item for item in CARDS.items() if card and item[1].total_gib > card.total_gib]
+    for key, other in sorted(larger, key=lambda item: item[1].total_gib):
+        peak, budget = _peak_and_budget(recipe, stage, other, ram_gib)
+        if peak <= budget:
+            enough.append(f"a larger card, {key} ({other.total_gib:g} GiB): {_figure(peak, budget)}")
+            break
+    return tuple((enough + helpful)[:NUM_FIXES])
+
+
+def _changes(
+    recipe: Recipe, stage: StageName, on_gpu: bool, largest: int
+) -> Iterator[tuple[tuple[str, Any], ...]]:
+    """What can be changed: first what costs nothing, then what costs time, then quality."""
+    section, lora, memory = recipe.stage(stage), recipe.lora, recipe.memory
+    limits = ("per_device_train_batch_size", "recompute_layers", "loss_chunk_gib", "budget_gib")
+    if pinned := [name for name in limits if getattr(memory, name) != "auto"]:
+        yield tuple((f"memory.{name}", "auto") for name in pinned)
+    if on_gpu and "8bit" not in section.optim:
+        yield ((f"{stage}.optim", "adamw_8bit"),)
+    if isinstance(section, Dpo) and section.precompute_ref_batch_size > 1:
+        yield (("dpo.precompute_ref_batch_size", 1),)
+    if (section.eval_datasets or section.eval_rows) and section.per_device_eval_batch_size > 1:
+        yield ((f"{stage}.per_device_eval_batch_size", 1),)
+    if not recipe.model.load_in_4bit:
+        yield (("model.load_in_4bit", True),)
+    if 8 <= largest < section.max_length:
+        yield ((f"{stage}.max_length", largest),)
+    if lora.r > 8:
+        yield (("lora.r", 8),)
+
+
+def _peak_and_budget(
+    recipe: Recipe, stage: StageName, card: Card | None, ram_gib: float
+) -> tuple[float, float]:
+    budget, phases = _Room.of(recipe, card, ram_gib).budget, Phases(recipe, stage, on_gpu=card is not None)
+    return phases.peak(_choose(recipe, stage, phases, budget), recipe.stage(stage).max_length), budget
+
+
+def _figure(peak: float, budget: float) -> str:
+    return f"predicted peak {peak / GIB:.2f} of {budget / GIB:.2f} GiB"
+
+
+def _with(section: Any, path: str, value: Any) -> Any:
+    """A copy of a recipe section with one value changed."""
+    name, _, rest = path.partition(".")
+    return section.model_copy(update={name: _with(getattr(section, name), rest, value) if rest else value})

@@ -1,0 +1,213 @@
+"""One stage run as one HTML file: how it went, its curves, its rows, its answers, how it was made."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from toolkit.report import curves, figures, run_record
+from toolkit.report.headline import headline, tiles
+from toolkit.report.html import document
+from toolkit.report.run_record import RunRecord
+from toolkit.report.tables import data_section, folded, measures_section, memory_section, table
+from toolkit.run.files import write_text
+from toolkit.run.rundir import RunDir
+
+STYLE = """
+:root { --curve-1: #0b5cad; --curve-2: #c2570c; --curve-3: #a3338b; }
+@media (prefers-color-scheme: dark) { :root { --curve-1: #6cb2f8; --curve-2: #f5a45d; --curve-3: #e58bd2; } }
+body { max-width: 72rem; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+h2 + .quiet { margin-bottom: .8rem; }
+h3 { font-size: .95rem; margin: 0; }
+code { font: .85em ui-monospace, monospace; background: var(--panel); padding: .1rem .3rem; border-radius: .25rem;
+  overflow-wrap: anywhere; }
+.quiet { color: var(--quiet); font-size: .9rem; }
+.outcome { margin: 1rem 0; padding: .8rem 1rem; border-left: .3rem solid var(--tone); border-radius: .25rem;
+  background: var(--panel); overflow-wrap: anywhere; }
+.outcome b { color: var(--tone); font-size: 1.1rem; }
+.reason { white-space: pre-wrap; }
+.finished { --tone: var(--good); } .running { --tone: var(--accent); } .interrupted { --tone: var(--warn); }
+.failed, .killed { --tone: var(--bad); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .6rem; margin: 0; }
+.tiles div { padding: .6rem .8rem; background: var(--panel); border-radius: .35rem; }
+.tiles dt, .tiles .quiet { color: var(--quiet); font-size: .82rem; }
+.tiles dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.tiles dd.quiet { font-weight: 400; }
+.note { margin: .6rem 0; color: var(--warn); font-size: .9rem; overflow-wrap: anywhere; }
+.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem 1.25rem; }
+.charts > * { min-width: 0; }
+.charts > :first-child { grid-column: 1 / -1; }
+.marks { margin: .5rem 0 1.2rem; padding-left: 1.1rem; }
+table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; color: var(--quiet); }
+td.n, th.n { text-align: right; }
+.wide { overflow-x: auto; }
+.side { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem 2rem; }
+.side > * { min-width: 0; }
+article { margin: 0 0 1.25rem; }
+article > h3 { margin-bottom: .4rem; overflow-wrap: anywhere; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .75rem; }
+.pair > div { min-width: 0; padding: .6rem .8rem; background: var(--panel); border-radius: .35rem; }
+.pair p { margin: .3rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.endless { color: var(--warn); }
+details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
+details td { overflow-wrap: anywhere; } details td:first-child { white-space: nowrap; color: var(--quiet); }
+pre { overflow-x: auto; padding: .8rem; background: var(--panel); border-radius: .35rem; font-size: .82rem; }
+@media (max-width: 50rem) {
+  body { padding: 1rem .8rem 3rem; } .charts, .side, .pair { grid-template-columns: 1fr; }
+  details td:first-child { white-space: normal; }
+}
+"""
+NUM_LISTED = 20  # of what happened on the way
+
+
+def write(run: RunDir) -> Path | None:
+    """Writes report.html of a run from what lies on disk; None when the run has not begun. Needs no torch."""
+    record = run_record.read(run)
+    if record is None:
+        return None
+    write_text(run.page, page(record))
+    return run.page
+
+
+def page(record: RunRecord) -> str:
+    """The whole file."""
+    series = curves.with_planned_peak(record.series, record.report["planned_peak_gib"])
+    charts = curves.charts(record.run.stage, series)
+    marks = _marks(record)
+    drawn = figures.draw(charts, series, [step for step, _ in marks])
+    body = "\n".join(
+        [
+            headline(record),
+            tiles(record),
+            _curves(record, charts, series, drawn.divs, marks),
+            _answers(record),
+            measures_section(record),
+            memory_section(record.report),
+            data_section(record.data),
+            _made(record),
+            drawn.script,
+        ]
+    )
+    return document(f"{record.run.stage} · {record.run.recipe} · {record.outcome}", body, STYLE, scripts=True)
+
+
+def _marks(record: RunRecord) -> list[tuple[int, str]]:
+    """Steps at which something happened, and what, in their order."""
+    resumed = [
+        (step, "continued from a checkpoint") for step in record.manifest.get("resumed_at_steps") or []
+    ]
+    events = [
+        (event.get("step") or 0, f"out of memory ({event.get('where')}): {event.get('action')}")
+        for event in record.events
+    ]
+    return sorted(resumed + events)
+
+
+def _curves(
+    record: RunRecord,
+    charts: list[curves.Chart],
+    series: dict[str, curves.Series],
+    divs: list[str],
+    marks: list[tuple[int, str]],
+) -> str:
+    if not charts:
+        return '<h2>Curves</h2><p class="quiet">No step was logged: there is nothing to draw.</p>'
+    parts = [
+        f'<section><h3>{chart.title}</h3><p class="quiet">{_about(chart, series) or "&nbsp;"}</p>{div}</section>'
+        for chart, div in zip(charts, divs, strict=True)
+    ]
+    if not any(chart.title == curves.MEMORY.title for chart in charts):
+        parts.append(
+            '<section><h3>GPU memory</h3><p class="quiet">No GPU took part: there is nothing to show.</p></section>'
+        )
+    happened = "".join(f"<li>Step {step:,}: {escape(what)}</li>" for step, what in marks[:NUM_LISTED])
+    if len(marks) > NUM_LISTED:
+        happened += f"<li>and {len(marks) - NUM_LISTED:,} more</li>"
+    listed = f'<p>Dotted lines:</p><ul class="marks">{happened}</ul>' if marks else ""
+    return (
+        f'<h2>Curves</h2><p class="quiet">{_how_to_read(charts, series)}</p>'
+        f'{listed}<div class="charts">{"".join(parts)}</div>'
+    )
+
+
+def _how_to_read(charts: list[curves.Chart], series: dict[str, curves.Series]) -> str:
+    most = max(len(series[curve.key]) for chart in charts for curve in chart.curves)
+    text = (
+        "Drag over a stretch to zoom in, or turn the wheel with Ctrl held; all figures follow. Double-click shows "
+        "everything again, a click in a legend hides a curve."
+    )
+    if most > curves.NUM_POINTS:
+        text += f" Of {most:,} values a curve shows the lowest and the highest of each stretch."
+    return text
+
+
+def _about(chart: curves.Chart, series: dict[str, curves.Series]) -> str:
+    """What the figure shows, and what was done to its points so that they could be drawn."""
+    longest = max((series[curve.key] for curve in chart.curves), key=len)
+    notes = [chart.about] if chart.about else []
+    if chart.mean and (stretch := curves.num_in_mean(len(longest))) > 1:
+        notes.append(f"strong line: mean of {stretch:,} values")
+    missing = sum(value is None for curve in chart.curves for value in series[curve.key].values)
+    if missing:
+        notes.append(f"{missing:,} {'value was' if missing == 1 else 'values were'} not finite")
+    return "; ".join(notes)
+
+
+def _answers(record: RunRecord) -> str:
+    if record.outcome != "finished":
+        return ""
+    asked = record.report["answers"] or {}
+    if not record.answers:
+        note = asked.get("note")
+        return f'<h2>Answers</h2><p class="quiet">None: {escape(note)}</p>' if note else ""
+    before, after = asked.get("before") or "before", asked.get("after") or "after"
+    articles = "".join(
+        f'<article><h3>{escape(row.get("prompt") or "")}</h3><div class="pair">'
+        f"{_answer(before, row.get('before') or {})}{_answer(after, row.get('after') or {})}</div></article>"
+        for row in record.answers
+    )
+    return (
+        "<h2>Answers before and after</h2>"
+        f'<p class="quiet">The prompts of the recipe, answered greedily.</p>{articles}'
+    )
+
+
+def _answer(name: str, answer: dict[str, Any]) -> str:
+    tokens = answer.get("num_tokens") or 0
+    how = "" if answer.get("ended") else ' · <span class="endless">no end-of-turn token</span>'
+    text = escape(answer.get("text") or "") or '<span class="quiet">(empty)</span>'
+    size = f"{tokens:,} token{'s' * (tokens != 1)}"
+    return f'<div><span class="quiet">{escape(name)} · {size}{how}</span><p>{text}</p></div>'
+
+
+def _made(record: RunRecord) -> str:
+    """The manifest and the recipe, folded."""
+    facts = {key: value for key, value in record.manifest.items() if key not in ("trajectory", "plan")}
+    rows = [[escape(name), escape(value)] for name, value in _flat(facts)]
+    try:
+        recipe = (record.run.path / "recipe.resolved.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        recipe = ""
+    return (
+        "<h2>How it was made</h2>"
+        + folded("Manifest: command, code, packages, machine", table([], rows))
+        + (folded("Recipe, every value", f"<pre>{escape(recipe)}</pre>") if recipe else "")
+    )
+
+
+def _flat(node: Any, path: str = "") -> list[tuple[str, str]]:
+    """A tree as lines: dotted path and value."""
+    if isinstance(node, dict):
+        return [
+            line
+            for key, value in node.items()
+            for line in _flat(value, f"{path} · {key}" if path else str(key))
+        ]
+    if isinstance(node, list):
+        return [(path, ", ".join(map(str, node)) or "-")]
+    return [(path, "-" if node is None else f"{node:.2f}" if isinstance(node, float) else str(node))]

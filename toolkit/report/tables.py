@@ -1,0 +1,184 @@
+"""The tables of a run's report as HTML: memory, rows, measures of the models; and how numbers are written there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from toolkit.data.reasons import Reason
+from toolkit.report.run_record import RunRecord
+
+_SENTENCES = {reason.value: reason.sentence for reason in Reason}
+SHOWN_GIB = 0.005  # what is less would read 0.00
+OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
+NOT_MEASURED = "Predicted. What was used is measured on a GPU only."
+SHARES = ("fraction", "accuracy", "rate")  # a measure of such a name lies between 0 and 1
+
+
+def number(value: Any, style: str) -> str | None:
+    """A number in this format, None for whatever is none."""
+    return style.format(value) if isinstance(value, (int, float)) else None
+
+
+def duration(seconds: float) -> str:
+    """8.3 s, 1 min 10 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already. Under a `head` all columns but the first are of numbers."""
+
+    def cell(tag: str, place: int, html: str) -> str:
+        return f'<{tag} class="n">{html}</{tag}>' if place and head else f"<{tag}>{html}</{tag}>"
+
+    lines = ["".join(cell("th", place, title) for place, title in enumerate(head))] if head else []
+    lines += ["".join(cell("td", place, html) for place, html in enumerate(row)) for row in rows]
+    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def _words(name: str) -> str:
+    """A name of ours as a reader's words."""
+    return escape(name.replace("_gib", ", GiB").replace("_", " "))
+
+
+def folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def memory_section(report: dict[str, Any]) -> str:
+    """What was planned, item by item, against what was measured."""
+    items, planned = report["planned_items_gib"] or {}, report["planned_peak_gib"]
+    if not planned:
+        return ""
+    measured, probe = report["measured_peak_gib"], report["probe"] or {}
+    shown = {name: [_words(name), f"{gib:.2f}"] for name, gib in items.items() if gib >= SHOWN_GIB}
+    rows = [cells for name, cells in shown.items() if name not in OUTSIDE]
+    outside = [[f"beside it: {cells[0]}", cells[1]] for name in OUTSIDE if (cells := shown.get(name))]
+    totals = [("planned peak", f"{planned:.2f}")]
+    if probe.get("peak_gib") is not None:
+        totals.append(("measured by the probe, longest rows together", f"{probe['peak_gib']:.2f}"))
+    if measured is not None:
+        totals.append(("measured peak of the run", f"{measured:.2f}"))
+        totals.append(("measured against planned", f"{measured / planned - 1:+.0%}"))
+    rows += [[f"<b>{name}</b>", f"<b>{gib}</b>"] for name, gib in totals]
+    about = "What is there at the moment of the peak." if measured is not None else NOT_MEASURED
+    settings = report["settings"] or {}
+    chosen = [[_words(name), number(value, "{:,}") or escape(str(value))] for name, value in settings.items()]
+    return (
+        f'<h2>Memory, planned and measured</h2><p class="quiet">{about}</p><div class="side">'
+        f"<div>{table(['item', 'GiB'], rows + outside)}</div><div>{table(['setting', ''], chosen)}</div></div>"
+    )
+
+
+def data_section(data: dict[str, Any]) -> str:
+    """What became of the rows, and how long they are."""
+    if not data:
+        return ""
+    parts = [_rows("Trained on", data, data.get("max_length"))]
+    if data.get("suggestion"):
+        parts[0] += f'<p class="quiet">{escape(data["suggestion"])}</p>'
+    if held_out := data.get("eval"):
+        leaks = held_out.get("leaks")
+        about = f'<p class="quiet">{leaks:,} of them also in training.</p>' if leaks else ""
+        parts.append(_rows("Held out", held_out, None) + about)
+    sections = "".join(f"<section>{part}</section>" for part in parts)
+    return f'<h2>Rows</h2><div class="side">{sections}</div>'
+
+
+def _rows(title: str, data: dict[str, Any], max_length: int | None) -> str:
+    used, read = data.get("used") or 0, data.get("read") or 0
+    steps = [
+        [escape(str(step["step"])), f"{step['before']:,}", f"{step['after']:,}"]
+        for step in data.get("selection") or []
+    ]
+    first_rows = data.get("first_rows") or {}
+    dropped = [
+        [
+            f"{escape(_SENTENCES.get(reason, reason))}<br>"
+            f'<span class="quiet">rows {escape(_places(first_rows.get(reason, []), count))}</span>',
+            f"{count:,}",
+        ]
+        for reason, count in (data.get("dropped") or {}).items()
+    ]
+    if data.get("cut"):
+        at = f" at max_length {max_length:,}" if max_length else ""
+        dropped.append([f"used, but cut{at}", f"{data['cut']:,}"])
+    lengths = data.get("lengths") or {}
+    columns = list(next(iter(lengths.values()), {}))
+    sizes = [[escape(kind), *(f"{sizes[column]:,}" for column in columns)] for kind, sizes in lengths.items()]
+    tokens, trained = data.get("tokens_per_epoch") or 0, data.get("trained_tokens_per_epoch") or 0
+    return (
+        f'<h3>{title}: {used:,} of {read:,} rows</h3><p class="quiet">'
+        f"{tokens:,} tokens an epoch, {trained:,} of them trained</p>"
+        + (
+            table(["dropped because", "rows"], dropped)
+            if dropped
+            else '<p class="quiet">Nothing is dropped or cut.</p>'
+        )
+        + (table(["selected", "before", "after"], steps) if steps else "")
+        + (table(["tokens a row", *map(escape, columns)], sizes) if sizes else "")
+    )
+
+
+def _places(places: Sequence[Any], count: int) -> str:
+    return ", ".join(map(str, places)) + (", ..." if count > len(places) else "")
+
+
+def measures_section(record: RunRecord) -> str:
+    """What compare and eval of the same recipe measured, one column a model, where they have run."""
+    parts = []
+    for name, (report, written) in record.others.items():
+        models = {
+            model: measures for model, measures in report["models"].items() if isinstance(measures, dict)
+        }
+        names = list(dict.fromkeys(measure for measures in models.values() for measure in measures))
+        rows = [
+            [
+                escape(measure.replace("_", " ")),
+                *(_cell(measure, found.get(measure)) for found in models.values()),
+            ]
+            for measure in names
+            if any(_value(found.get(measure)) is not None for found in models.values())
+        ]
+        ended = record.manifest.get("ended")
+        early = ended is not None and written.isoformat() < ended
+        about = f"Of {written.day} {written:%b %Y, %H:%M} UTC" + (
+            ": made before this run ended, so of other weights." if early else "."
+        )
+        if rows:
+            parts.append(
+                f'<h3>{name}</h3><p class="quiet">{about}</p>' + table(["", *map(escape, models)], rows)
+            )
+    return f"<h2>The models measured</h2>{''.join(parts)}" if parts else ""
+
+
+def _value(found: Any) -> float | None:
+    """A measure is a number, or {value, low, high, num_rows}."""
+    value = found.get("value") if isinstance(found, dict) else found
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _cell(name: str, found: Any) -> str:
+    value = _value(found)
+    if value is None:
+        return "-"
+    text = _written(name, value)
+    if isinstance(found, dict):
+        low, high = _value(found.get("low")), _value(found.get("high"))
+        about = [] if low is None or high is None else [f"{_written(name, low)} to {_written(name, high)}"]
+        if isinstance(found.get("num_rows"), int):
+            about.append(f"{found['num_rows']:,} rows")
+        text += f'<br><span class="quiet">{", ".join(about)}</span>'
+    return text
+
+
+def _written(name: str, value: float) -> str:
+    if name.endswith(SHARES) and 0 <= value <= 1:
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -1,0 +1,1 @@
+"""What a training stage is asked for, before torch is loaded."""
