@@ -10,15 +10,16 @@ from rich.console import Console
 
 from toolkit import cli
 from toolkit.errors import UserError
+from toolkit.recipe import stages
 from toolkit.recipe.load import load
-from toolkit.report import run_page, run_record
+from toolkit.report import run_page
 from toolkit.run.rundir import RunDir
 
 
 def main() -> None:
     arguments = cli.options(__doc__).parse_args()
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
-    runs = [RunDir(arguments.runs, recipe.name, stage) for stage in run_record.STAGES]
+    runs = [RunDir(arguments.runs, recipe.name, stage) for stage in stages.names()]
     pages = [page for run in runs if (page := run_page.write(run))]
     if not pages:
         raise UserError(

@@ -124,11 +124,11 @@ def measure_ours(rows: Path, tokenizer: Path) -> dict[str, Any]:
     preparation.ROWS_A_PROCESS = 10**9  # one process
     loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
     started, wall = time.process_time(), time.perf_counter()
-    masking = preparation.masking_of(recipe, "sft", loaded)
+    masking = preparation.masking_of(recipe.section("sft"), loaded)
     folder = Path(os.environ["XDG_CACHE_HOME"]) / "prepare"
-    [(pool, selection)] = preparation.select(recipe, "sft", folder).values()
+    [(pool, selection)] = preparation.select(recipe, recipe.section("sft"), "chat", folder).values()
     begun = time.process_time()
-    account = preparation.encode(masking, "sft", pool, selection, folder / "rows")
+    account = preparation.encode(masking, "chat", pool, selection, folder / "rows")
     spans = _spans(started, begun, wall)
     return spans | {"tokens": account.num_tokens, "trained": account.num_trained_tokens}
 
@@ -203,7 +203,7 @@ def measure_memory(rows: Path, tokenizer: Path) -> dict[str, Any]:
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        prepared = preparation.prepare(recipe, "sft", loaded, Console(quiet=True))
+        prepared = preparation.prepare(recipe, recipe.section("sft"), "chat", loaded, Console(quiet=True))
         times.append(time.perf_counter() - started)
     ended.set()
     return {

@@ -33,7 +33,7 @@ from toolkit import env, hardware  # noqa: E402
 from toolkit.memory import terms  # noqa: E402
 from toolkit.memory.plan import Plan, plan_stage  # noqa: E402
 from toolkit.recipe.load import load  # noqa: E402
-from toolkit.recipe.schema import Recipe, StageName  # noqa: E402
+from toolkit.recipe.schema import Recipe  # noqa: E402
 
 MINUTES = 9
 STAND_IN = hardware.CARDS["rtx4090"]
@@ -47,7 +47,7 @@ class Size:
     """What is measured. A point is (stage, kept layers, rows or pairs at once, tokens a row, loss chunk in GiB)."""
 
     recipe: str
-    points: tuple[tuple[StageName, int, int, int, float], ...]
+    points: tuple[tuple[str, int, int, int, float], ...]
     budget_gib: float | None
     steps: int
     timed_steps: int
@@ -128,9 +128,7 @@ def measure(size: Size, deadline: float, results: dict[str, Any]) -> None:
     results["seconds"] = time.monotonic() - started
 
 
-def plan_of(
-    size: Size, stage: StageName, kept: int, rows: int, tokens: int, chunk: float
-) -> tuple[Plan, Recipe]:
+def plan_of(size: Size, stage: str, kept: int, rows: int, tokens: int, chunk: float) -> tuple[Plan, Recipe]:
     """The plan of one point, for the stand-in card (for the RAM at tiny size), and the recipe that pins it."""
     layers = load(size.recipe).model.architecture.num_hidden_layers
     pinned = (

@@ -26,7 +26,7 @@ from benchmarks import random_base
 from toolkit.hardware import GIB
 from toolkit.memory.plan import Settings
 from toolkit.recipe.load import load
-from toolkit.recipe.schema import Recipe, StageName
+from toolkit.recipe.schema import Recipe
 
 ON_GPU = torch.cuda.is_available()
 TOKENIZER = Path(__file__).resolve().parent.parent / "recipes" / "tiny" / "base"
@@ -60,12 +60,12 @@ class Bench:
         self._loaded = model.load(own, max_length, settings)
         model.attach_lora(self._loaded, own, settings, max_length)
 
-    def point(self, recipe: Recipe, stage: StageName, settings: Settings, steps: int) -> dict[str, Any]:
+    def point(self, recipe: Recipe, stage: str, settings: Settings, steps: int) -> dict[str, Any]:
         """Peak memory and seconds per step of the toolkit with these settings."""
         with loss_chunk(settings.loss_chunk_gib):
             return self._train(lambda: self._toolkit(recipe, stage, settings, steps), settings, steps)
 
-    def stock(self, recipe: Recipe, stage: StageName, settings: Settings, steps: int) -> dict[str, Any]:
+    def stock(self, recipe: Recipe, stage: str, settings: Settings, steps: int) -> dict[str, Any]:
         """The same rows and effective batch as a plain script has them: Unsloth's and TRL's own defaults."""
         with loss_chunk(None):
             result = oom.attempt(
@@ -102,8 +102,8 @@ class Bench:
         self._loaded.model.zero_grad(set_to_none=True)
         return result
 
-    def _toolkit(self, recipe: Recipe, stage: StageName, settings: Settings, steps: int) -> Any:
-        section, output = recipe.stage(stage), self._folder / "run"
+    def _toolkit(self, recipe: Recipe, stage: str, settings: Settings, steps: int) -> Any:
+        section, output = recipe.section(stage), self._folder / "run"
         count = steps * settings.per_device_train_batch_size * settings.gradient_accumulation_steps
         common = {
             "model": self._loaded.model,
@@ -121,7 +121,7 @@ class Bench:
         proof.drop(trainer)
         return trainer
 
-    def _stock(self, recipe: Recipe, stage: StageName, settings: Settings, steps: int) -> Any:
+    def _stock(self, recipe: Recipe, stage: str, settings: Settings, steps: int) -> Any:
         """Micro-batches of 2, all layers recomputed, the reference beside the policy: as Unsloth's notebooks do."""
         effective = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
         micro = 2 if effective % 2 == 0 else 1
@@ -130,7 +130,7 @@ class Bench:
             "per_device_train_batch_size": micro,
             "gradient_accumulation_steps": effective // micro,
             "max_steps": steps,
-            "max_length": recipe.stage(stage).max_length,
+            "max_length": recipe.section(stage).max_length,
             "optim": "adamw_8bit",
             "logging_steps": 1,
             "save_strategy": "no",
@@ -139,7 +139,7 @@ class Bench:
         }
         common = {
             "model": self._loaded.model,
-            "train_dataset": rows(stage, steps * effective, recipe.stage(stage).max_length),
+            "train_dataset": rows(stage, steps * effective, recipe.section(stage).max_length),
             "processing_class": self._loaded.tokenizer,
         }
         with model.keep_float32(self._loaded.model):
@@ -163,7 +163,7 @@ class StockDPOTrainer(dpo.DPOTrainer):  # type: ignore[misc]
                 self.model.delete_adapter(proof.REF_ADAPTER)
 
 
-def rows(stage: StageName, count: int, tokens: int) -> Dataset:
+def rows(stage: str, count: int, tokens: int) -> Dataset:
     """`count` rows (pairs) of exactly `tokens` tokens; of a pair the first half is the prompt."""
     ids = torch.randint(20, 1000, (2, count, tokens), generator=torch.Generator().manual_seed(0)).tolist()
     if stage == "sft":

@@ -23,7 +23,6 @@ from toolkit import env, hardware
 from toolkit.console.screen import Screen
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe.load import load
-from toolkit.recipe.schema import StageName
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
 
@@ -40,7 +39,7 @@ class Nowhere(io.StringIO):
         return len(text)
 
 
-def measure(stage: StageName, steps: int, block: int) -> dict[str, list[float]]:
+def measure(stage: str, steps: int, block: int) -> dict[str, list[float]]:
     """Seconds of each step, with our callbacks ("on") and without ("off")."""
     env.prepare("expandable_segments:True", hardware.here().gpu is not None)
     from toolkit.engine.train import dpo, interrupt, sft

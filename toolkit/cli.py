@@ -21,8 +21,9 @@ from toolkit.console.screen import Screen, bar
 from toolkit.data import sets
 from toolkit.errors import Interrupted, UserError
 from toolkit.memory.plan import Plan, keeping, plan_stage
+from toolkit.recipe import stages
 from toolkit.recipe.load import load
-from toolkit.recipe.schema import Recipe, StageName
+from toolkit.recipe.schema import Dpo, Recipe
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
 from toolkit.training import trackers
@@ -55,7 +56,7 @@ def options(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def start(stage: StageName, doc: str) -> Job | None:
+def start(stage: str, doc: str) -> Job | None:
     """Reads the recipe, plans the stage and prepares the process; None when there is nothing (more) to run.
 
     Raises UserError for everything that can be known before torch is imported.
@@ -84,7 +85,7 @@ def start(stage: StageName, doc: str) -> Job | None:
     if arguments.if_present and getattr(recipe, stage) is None:
         console.print(f"recipe {recipe.name} has no {stage} stage: nothing to do")
         return None
-    recipe.stage(stage)
+    recipe.section(stage)
     if arguments.preview:
         preview(recipe, stage, arguments.preview, RunDir(arguments.runs, recipe.name, stage), console)
         return None
@@ -109,20 +110,20 @@ def start(stage: StageName, doc: str) -> Job | None:
             f"{stage} of {recipe.name} is finished: {run.adapter}; --fresh moves it aside and starts again"
         )
         return None
-    run.starting_adapter(recipe.sft is not None)  # a missing one is said before torch is loaded
+    run.starting_adapter(recipe.starts_from(stage))  # a missing one is said before torch is loaded
     prepare(recipe, machine, console, plan)
     show_plan(recipe, stage, plan, console)
     return Job(recipe, plan, run, console, arguments.fresh)
 
 
-def preview(recipe: Recipe, stage: StageName, num: int, run: RunDir, console: Console) -> None:
+def preview(recipe: Recipe, stage: str, num: int, run: RunDir, console: Console) -> None:
     """Shows rows as they will be trained: loads the tokenizer, not the model, and leaves a GPU alone."""
-    if problems := sets.problems(recipe, stage):
+    if problems := sets.problems(recipe, recipe.section(stage), stages.of(stage).row_kind):
         raise UserError(*problems)
     env.prepare(recipe.memory.alloc_conf, use_gpu=False)
     from toolkit.engine.data import examples  # transformers brings torch along: only once it is asked for
 
-    examples.run(recipe, stage, num, run, console)
+    examples.run(recipe, stages.of(stage), num, run, console)
 
 
 def _positive(text: str) -> int:
@@ -140,8 +141,9 @@ def prepare(recipe: Recipe, machine: hardware.Hardware, console: Console, plan: 
     if plan and not plan.fits:
         problems.append(does_not_fit(recipe, plan))
     if plan:
-        problems += sets.problems(recipe, plan.stage)
-        problems += trackers.problems(plan.stage, recipe.stage(plan.stage).report_to)
+        section = recipe.section(plan.stage)
+        problems += sets.problems(recipe, section, stages.of(plan.stage).row_kind)
+        problems += trackers.problems(plan.stage, section.report_to)
     if problems:
         raise UserError(*problems)
     loss_chunk_gib = plan.settings.loss_chunk_gib if plan else None
@@ -168,12 +170,12 @@ def does_not_fit(recipe: Recipe, plan: Plan) -> str:
     )
 
 
-def show_plan(recipe: Recipe, stage: StageName, plan: Plan, console: Console) -> None:
+def show_plan(recipe: Recipe, stage: str, plan: Plan, console: Console) -> None:
     """What would run, on what, with which settings; predicted memory item by item."""
-    section, settings = recipe.stage(stage), plan.settings
+    section, settings = recipe.section(stage), plan.settings
     micro, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    batch, what = f"{micro} x {accumulated} = {micro * accumulated}", "pairs" if stage == "dpo" else "rows"
-    beta = f", beta {recipe.dpo.beta:g}" if stage == "dpo" and recipe.dpo else ""
+    batch, what = f"{micro} x {accumulated} = {micro * accumulated}", stages.of(stage).rows_are_called
+    beta = f", beta {section.beta:g}" if isinstance(section, Dpo) else ""
     facts = Table.grid(padding=(0, 2))
     for label, value in (
         ("model", f"{recipe.model.path}{' in 4-bit NF4' if recipe.model.load_in_4bit else ''}"),

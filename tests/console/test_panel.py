@@ -10,6 +10,9 @@ from rich.console import Console
 
 from toolkit.console import panel
 from toolkit.console.panel import Curve, Pace, State, duration, sparkline
+from toolkit.recipe import stages
+
+FIELDS = stages.of("dpo").panel_fields
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,16 @@ def test_the_rest_is_estimated_from_the_steps_of_this_process() -> None:
 
 
 def trained(stage: str = "dpo") -> State:
-    state = State(f"{stage} · llama31_8b", 1500, 1.0, Pace(0, 0.0), step=480, epoch=0.32, saved_step=450)
+    state = State(
+        f"{stage} · llama31_8b",
+        stages.of(stage).panel_fields,
+        1500,
+        1.0,
+        Pace(0, 0.0),
+        step=480,
+        epoch=0.32,
+        saved_step=450,
+    )
     for step in (1, 2, 480):
         state.pace.reached(step, float(step))
     state.latest = {
@@ -86,10 +98,10 @@ def trained(stage: str = "dpo") -> State:
         "vram_gib": 15.21,
         "vram_peak_gib": 18.5,
     }
-    state.loss = Curve([0.69, 0.6, 0.55])
+    state.curves["loss"] = Curve([0.69, 0.6, 0.55])
     if stage == "dpo":
         state.latest |= {"rewards/margins": 0.41, "rewards/accuracies": 0.75}
-        state.margin = Curve([0.0, 0.2, 0.41])
+        state.curves["margin"] = Curve([0.0, 0.2, 0.41])
     return state
 
 
@@ -127,14 +139,20 @@ def test_an_evaluation_has_a_bar_in_the_panel() -> None:
 
 
 def test_nothing_is_known_before_the_first_step() -> None:
-    text = "\n".join(drawn(State("sft · tiny", 149, 1.5, Pace(0, 480.0)), 80, 24))
+    text = "\n".join(drawn(State("sft · tiny", FIELDS, 149, 1.5, Pace(0, 480.0)), 80, 24))
     assert "step 0 of 149  0%" in text and "left -" in text and "checkpoint none yet" in text
 
 
 def test_a_plain_line_of_an_interval_and_of_an_evaluation() -> None:
-    assert panel.line(20, 1500, {"loss": 0.5, "learning_rate": 1e-4}) == "  20/1500  loss 0.5000  lr 1.00e-04"
-    assert panel.line(20, 149, {"eval_loss": 0.5, "eval_runtime": 1.0}) == " 20/149  held-out  loss 0.5000"
-    assert panel.line(20, 149, {"train_runtime": 3.0}) == ""
+    assert (
+        panel.line(20, 1500, {"loss": 0.5, "learning_rate": 1e-4}, FIELDS)
+        == "  20/1500  loss 0.5000  lr 1.00e-04"
+    )
+    assert (
+        panel.line(20, 149, {"eval_loss": 0.5, "eval_runtime": 1.0}, FIELDS)
+        == " 20/149  held-out  loss 0.5000"
+    )
+    assert panel.line(20, 149, {"train_runtime": 3.0}, FIELDS) == ""
 
 
 @pytest.mark.parametrize("width", [100, 60, 30])

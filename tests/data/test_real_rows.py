@@ -14,6 +14,7 @@ from toolkit.data.rows import Pair, Reason, recognise, to_messages, to_pair
 from toolkit.data.selection import Selection, key_of
 from toolkit.data.sources import find_files, read_rows
 from toolkit.data.template import ChatTemplate, read_template
+from toolkit.recipe import stages
 from toolkit.recipe.load import load
 
 SAMPLES = ROOT.parent / "shared" / "data"
@@ -108,7 +109,9 @@ def test_a_stage_accounts_for_every_row(
     settings = {"datasets": [{"path": str(SAMPLES / file)}], "eval_datasets": [], "eval_rows": 20}
     settings |= {"overlong": overlong, "max_length": 512, "max_dropped_fraction": 1.0}
     recipe = load("tiny", tuple(f"{stage}.{key}={json.dumps(value)}" for key, value in settings.items()))
-    prepared = preparation.prepare(recipe, stage, loaded, Console(quiet=True))
+    prepared = preparation.prepare(
+        recipe, recipe.section(stage), stages.of(stage).row_kind, loaded, Console(quiet=True)
+    )
     report = prepared.report
     assert prepared.eval is not None
     for side, rows in ((report, prepared.train), (report["eval"], prepared.eval)):

@@ -43,13 +43,11 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     paths = [{"path": str(path)} for path in (good, strange, tmp_path / "none.jsonl")]
     paths += [{"path": str(good), "schema": "alpacca"}, {"path": str(good), "filter": "score >"}]
     recipe = load("tiny", (f"sft.datasets={json.dumps(paths)}", "sft.eval_datasets=[]"))
-    found = sets.problems(recipe, "sft")
+    found = sets.problems(recipe, recipe.section("sft"), "chat")
     words = ("fit no chat schema", "No file at", "Did you mean alpaca?", "is not understood")
     assert len(found) == 4 and all(word in problem for word, problem in zip(words, found, strict=True))
-    assert (
-        sets.problems(load("tiny", (f"sft.datasets={json.dumps(paths[:1])}", "sft.eval_datasets=[]")), "sft")
-        == []
-    )
+    good = load("tiny", (f"sft.datasets={json.dumps(paths[:1])}", "sft.eval_datasets=[]"))
+    assert sets.problems(good, good.section("sft"), "chat") == []
 
 
 def test_only_local_files_are_read_here(tmp_path: Path) -> None:
@@ -57,7 +55,7 @@ def test_only_local_files_are_read_here(tmp_path: Path) -> None:
     assert recipe.sft
     hub, local = recipe.sft.datasets
     assert not sets.is_local_file(recipe, hub) and sets.is_local_file(recipe, local)
-    assert len(sets.problems(recipe, "sft")) == 1
+    assert len(sets.problems(recipe, recipe.section("sft"), "chat")) == 1
 
 
 @pytest.mark.parametrize(

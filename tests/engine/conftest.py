@@ -63,6 +63,12 @@ class Stage:
         return " ".join(self.console.export_text(clear=False).split())
 
 
+def held_out_pairs(recipe: Recipe, loaded: Any) -> list[Any]:
+    from toolkit.engine.data import preparation
+
+    return preparation.as_pairs(preparation.held_out(recipe, recipe.dpo, "pair", loaded) or ())
+
+
 def run_stage(recipe: Recipe, stage: str, runs: Path, console: Console | None = None) -> Stage:
     import importlib
 

@@ -45,6 +45,7 @@ def rows(num: int = 40) -> Rows:
         pair_sources=["fables"] * num,
         reference=gaps["sft"],
         beta=0.1,
+        rewarded="dpo",
     )
 
 

@@ -516,7 +516,7 @@ class TestAlwaysHolds:
     @given(recipes(), stages, cards)
     def test_plan_is_consistent(self, recipe, stage, card):
         plan = plan_stage(recipe, stage, card, 32)
-        chosen, section = plan.settings, recipe.stage(stage)
+        chosen, section = plan.settings, recipe.section(stage)
         assert plan.fits == (plan.peak_gib <= plan.budget_gib)
         assert bool(plan.fixes) <= (not plan.fits)
         effective = chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps
@@ -529,7 +529,7 @@ class TestAlwaysHolds:
     @settings(max_examples=40, deadline=None)
     @given(recipes(), stages, cards)
     def test_auto_fits_when_anything_does(self, recipe, stage, card):
-        plan, section = plan_stage(recipe, stage, card, 32), recipe.stage(stage)
+        plan, section = plan_stage(recipe, stage, card, 32), recipe.section(stage)
         assume(plan.budget_gib > 0)
         phases = Phases(recipe, stage, on_gpu=card is not None)
         pinned = recipe.memory

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import UserError
+from toolkit.recipe import stages
 from toolkit.recipe.schema import Architecture, Recipe
 from toolkit.run.rundir import MARK, RunDir
 
 BASE = "base"
-STAGES = ("sft", "dpo")
 MOST_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
 _LAYER = re.compile(r"\.layers\.(\d+)\..*\.(\w+)\.lora_([AB])\.weight$")
 _QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")  # a copy of the same base, quantised beforehand
@@ -27,16 +27,20 @@ def choose(recipe: Recipe, run: RunDir, names: str | None) -> dict[str, Path | N
     names, stages that are not finished, adapters of another base.
     """
     if names is None:
-        finished = [stage for stage in STAGES if run.of(stage).finished_with() is not None]
+        finished = [stage for stage in stages.names() if run.of(stage).finished_with() is not None]
         if not finished:
+            adapters = (str(run.of(stage.name).adapter) for stage in recipe.stages())
+            commands = (f"`python run_{stage.name}.py --recipe {recipe.name}`" for stage in recipe.stages())
             raise UserError(
-                f"nothing to compare: no finished adapter in {run.of('sft').adapter} or {run.of('dpo').adapter}; "
-                f"run `python run_sft.py --recipe {recipe.name}` and `python run_dpo.py --recipe {recipe.name}` first"
+                f"nothing to compare: no finished adapter in {' or '.join(adapters)}; "
+                f"run {' and '.join(commands)} first"
             )
         names = ",".join((BASE, *finished))
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not asked:
-        raise UserError(f"--models {names!r} names no model: take {BASE}, {', '.join(STAGES)} or paths")
+        raise UserError(
+            f"--models {names!r} names no model: take {BASE}, {', '.join(stages.names())} or paths"
+        )
     folders: dict[str, Path | None] = {}
     problems = []
     for name in asked:
@@ -59,16 +63,18 @@ class Reference(NamedTuple):
 
 
 def reference(recipe: Recipe, run: RunDir) -> Reference | None:
-    """The model that implicit rewards are measured against, as DPO has it: SFT's adapter, or the base without SFT.
+    """The model that implicit rewards are measured against: what the last stage with a reference started from.
 
-    None when the recipe has no DPO stage, or its SFT adapter is not there.
+    None when the recipe has no such stage, or the adapter is not there.
     """
-    if recipe.dpo is None:
+    stage = next((stage for stage in reversed(recipe.stages()) if stage.has_reference), None)
+    if stage is None:
         return None
-    if recipe.sft is None:
+    started_from = recipe.starts_from(stage.name)
+    if started_from is None:
         return Reference(None)
-    sft = run.of("sft")
-    return Reference(sft.adapter) if sft.finished_with() is not None else None
+    before = run.of(started_from)
+    return Reference(before.adapter) if before.finished_with() is not None else None
 
 
 def check_fits(recipe: Recipe, folder: Path) -> None:
@@ -87,13 +93,13 @@ def check_fits(recipe: Recipe, folder: Path) -> None:
 
 
 def _folder(recipe: Recipe, run: RunDir, name: str) -> Path:
-    if name in STAGES:
-        stage = run.of(name)
-        if stage.finished_with() is None:
+    if name in stages.names():
+        trained = run.of(name)
+        if trained.finished_with() is None:
             raise UserError(
-                f"no finished adapter in {stage.adapter}; run `python run_{name}.py --recipe {recipe.name}` first"
+                f"no finished adapter in {trained.adapter}; run `python run_{name}.py --recipe {recipe.name}` first"
             )
-        return stage.adapter
+        return trained.adapter
     path = Path(name)
     if (path / "adapter" / MARK).is_file():
         return path / "adapter"
@@ -109,20 +115,23 @@ def _unknown(name: str, path: Path) -> str:
             f"; there are {', '.join(inside)}" if inside else " (adapter_config.json)"
         )
     beside = [str(found) for found in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(name, [BASE, *STAGES, *beside], n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, [BASE, *stages.names(), *beside], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"no such model and no such folder; {hint}Known: {BASE}, {', '.join(STAGES)}, or the path of an adapter"
+    known = ", ".join((BASE, *stages.names()))
+    return f"no such model and no such folder; {hint}Known: {known}, or the path of an adapter"
 
 
 def _labelled(folders: dict[str, Path | None]) -> dict[str, Path | None]:
     """Names as short as they can be and stay different: the end of the path, longer where two would be alike."""
     parts = {
-        name: [name] if name in (BASE, *STAGES) else _telling_parts(folder)
+        name: [name] if name in (BASE, *stages.names()) else _telling_parts(folder)
         for name, folder in folders.items()
         if folder is not None or name == BASE
     }
     taken: dict[str, str] = {}
-    for name in sorted(parts, key=lambda name: name not in (BASE, *STAGES)):  # the plain names stay theirs
+    for name in sorted(
+        parts, key=lambda name: name not in (BASE, *stages.names())
+    ):  # the plain names stay theirs
         candidates = ["-".join(parts[name][-count:]) for count in range(1, len(parts[name]) + 1)]
         candidates += [f"{candidates[-1]}-{number}" for number in range(2, len(parts) + 2)]
         taken[name] = next(label for label in map(_plain, candidates) if label not in taken.values())

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from toolkit.recipe.stages import PanelField
+
 BLOCKS = "▁▂▃▄▅▆▇█"
 NOT_A_NUMBER = "?"
 CELL = 22  # columns that a label and its value take
@@ -21,22 +23,14 @@ WIDEST = 100
 SPARKLINE = 40
 CTRL_C = 5  # columns left free: the terminal writes ^C there, twice, and would wrap a full line
 MOST_POINTS = 512  # of a curve in memory
-# Trainer's name, label, style; in this order.
-SHOWN = (
-    ("loss", "loss", "{:.4f}"),
-    ("rewards/margins", "margin", "{:.3f}"),
-    ("rewards/accuracies", "accuracy", "{:.0%}"),
-    ("learning_rate", "lr", "{:.2e}"),
-    ("grad_norm", "grad norm", "{:.3g}"),
-    ("tokens_per_second", "tokens/s", "{:,.0f}"),
-    ("vram_gib", "VRAM", "{:.2f} GiB"),
-    ("vram_peak_gib", "VRAM peak", "{:.2f} GiB"),
-    ("ram_gib", "RAM", "{:.2f} GiB"),
-)
-SHOWN_HELD_OUT = (
-    ("eval_loss", "loss", "{:.4f}"),
-    ("eval_rewards/margins", "margin", "{:.3f}"),
-    ("eval_rewards/accuracies", "accuracy", "{:.0%}"),
+# What every stage shows behind its own fields.
+COMMON = (
+    PanelField("learning_rate", "lr", "{:.2e}"),
+    PanelField("grad_norm", "grad norm", "{:.3g}"),
+    PanelField("tokens_per_second", "tokens/s", "{:,.0f}"),
+    PanelField("vram_gib", "VRAM", "{:.2f} GiB"),
+    PanelField("vram_peak_gib", "VRAM peak", "{:.2f} GiB"),
+    PanelField("ram_gib", "RAM", "{:.2f} GiB"),
 )
 
 
@@ -123,17 +117,19 @@ class Pace:
 
 @dataclass
 class State:
-    """What the panel knows. `latest` has the Trainer's names; `doing` is a title with done and total."""
+    """What the panel knows. `fields` are the stage's own, `latest` has the Trainer's names, `curves` those fields'
+    labels; `doing` is a title with done and total.
+    """
 
     title: str
+    fields: tuple[PanelField, ...]
     num_steps: int
     num_epochs: float | None  # None where the steps are given
     pace: Pace
     step: int = 0
     epoch: float = 0.0
     latest: dict[str, float] = field(default_factory=dict)
-    loss: Curve = field(default_factory=Curve)
-    margin: Curve = field(default_factory=Curve)
+    curves: dict[str, Curve] = field(default_factory=dict)
     saved_step: int | None = None
     doing: tuple[str, int, int | None] | None = None
 
@@ -143,9 +139,7 @@ def draw(state: State, now: float, width: int, height: int) -> RenderableType:
     width = min(width - CTRL_C, WIDEST)
     cells = _cells(state, now)
     across = max(1, (width - 4) // CELL)
-    curves = [
-        (name, curve) for name, curve in (("loss", state.loss), ("margin", state.margin)) if curve.points()
-    ]
+    curves = [(label, curve) for label, curve in state.curves.items() if curve.points()]
     needed = 3 + math.ceil(len(cells) / across) + len(curves) + 1 + 1
     if width < 2 * CELL or needed > height:
         return _line(state, now, width)
@@ -171,8 +165,9 @@ def closing(state: State, now: float, width: int) -> Text:
     """What stays of the panel when training ends: how far it came, and the curve of the loss."""
     done = f"step {state.step:,} of {state.num_steps:,} after {duration(now - state.pace.began)}"
     text = Text.assemble((state.title, "dim"), f"  {done}")
-    if points := state.loss.points():
-        ends = f" {state.loss.first:.4g} → {state.loss.last:.4g}"
+    loss = state.curves.get("loss", Curve())
+    if points := loss.points():
+        ends = f" {loss.first:.4g} → {loss.last:.4g}"
         room = min(SPARKLINE, width - len(text) - len("  loss ") - len(ends))
         if room >= 3:
             text.append("  loss ", "dim").append(sparkline(points, room).rstrip(), "cyan").append(ends)
@@ -180,12 +175,14 @@ def closing(state: State, now: float, width: int) -> Text:
     return text
 
 
-def line(step: int, num_steps: int, logs: dict[str, float]) -> str:
-    """A log of the Trainer as one plain line; "" where it holds nothing to show."""
-    shown = [f"{label} {style.format(logs[key])}" for key, label, style in SHOWN if key in logs]
-    held_out = [f"{label} {style.format(logs[key])}" for key, label, style in SHOWN_HELD_OUT if key in logs]
+def line(step: int, num_steps: int, logs: dict[str, float], fields: Sequence[PanelField]) -> str:
+    """A log of the Trainer as one plain line; "" where it holds nothing to show. `fields` are the stage's own."""
+    shown = [
+        f"{one.label} {one.style.format(logs[one.key])}" for one in (*fields, *COMMON) if one.key in logs
+    ]
+    held_out = [(one, logs[f"eval_{one.key}"]) for one in fields if f"eval_{one.key}" in logs]
     if held_out:
-        shown = ["held-out", *held_out]
+        shown = ["held-out", *(f"{one.label} {one.style.format(value)}" for one, value in held_out)]
     return f"{step:>{len(str(num_steps))}}/{num_steps}  " + "  ".join(shown) if shown else ""
 
 
@@ -196,7 +193,11 @@ def _cells(state: State, now: float) -> list[Text]:
         ("left", "-" if left is None else duration(left)),
         ("epoch", f"{state.epoch:.2f}" + (f" of {state.num_epochs:g}" if state.num_epochs else "")),
         ("checkpoint", "none yet" if state.saved_step is None else f"step {state.saved_step:,}"),
-        *((label, style.format(state.latest[key])) for key, label, style in SHOWN if key in state.latest),
+        *(
+            (one.label, one.style.format(state.latest[one.key]))
+            for one in (*state.fields, *COMMON)
+            if one.key in state.latest
+        ),
     ]
     return [Text.assemble((f"{label} ", "dim"), value) for label, value in pairs]
 

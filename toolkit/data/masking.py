@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 
@@ -20,6 +20,7 @@ from toolkit.data.rows import Pair
 from toolkit.data.template import ChatTemplate, TemplateRefused
 from toolkit.data.turns import Messages
 from toolkit.errors import UserError
+from toolkit.recipe.stages import RowKind
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy ignores
 
@@ -100,6 +101,12 @@ class Masking:
             else self._pair((next(encodings), item[0][1]), (next(encodings), item[1][1]))
             for item in rendered
         ]
+
+    def tokenize(
+        self, kind: RowKind, items: Sequence[Any]
+    ) -> list[TokenizedChat | Reason] | list[TokenizedPair | Reason]:
+        """`chats` or `pairs`, whichever the rows are."""
+        return self.chats(items) if kind == "chat" else self.pairs(items)
 
     # Text --------------------------------------------------------------------------------------------------
 

@@ -91,9 +91,7 @@ def _system(recipe: Recipe) -> Messages:
 
 def _system_turn(recipe: Recipe) -> SystemTurns:
     """As the rows of the last stage were trained."""
-    stage = recipe.dpo or recipe.sft
-    assert stage, "a recipe has at least one stage"
-    return stage.system_turn
+    return recipe.section(recipe.stages()[-1].name).system_turn
 
 
 def _rows(name: str, file: str) -> Iterable[tuple[int, Any]]:

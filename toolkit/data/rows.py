@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from toolkit.data.reasons import Reason, Unusable
 from toolkit.data.schemas import PROMPTS, Row, recognise, schema_of
 from toolkit.data.turns import Messages
+from toolkit.recipe.stages import RowKind
 
 __all__ = [
     "Messages",
@@ -16,6 +17,7 @@ __all__ = [
     "Row",
     "SystemTurns",
     "recognise",
+    "to_item",
     "to_messages",
     "to_pair",
     "to_prompt",
@@ -57,6 +59,11 @@ def to_pair(row: Row, schema: str, system: SystemTurns = "keep") -> Pair | Reaso
     if _same(chosen[-1:], rejected[-1:]):
         return Reason.EQUAL_REPLIES
     return Pair(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def to_item(row: Row, kind: RowKind, schema: str, system: SystemTurns = "keep") -> Messages | Pair | Reason:
+    """A row of this kind -> what it holds; as `to_messages` and `to_pair`."""
+    return to_messages(row, schema, system) if kind == "chat" else to_pair(row, schema, system)
 
 
 def to_prompt(row: Row, system: SystemTurns = "keep") -> Messages | Reason:

@@ -6,7 +6,7 @@ not what the schema says. To add a schema, add a line to SCHEMAS and a row to th
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from toolkit.data.turns import (
     END,
@@ -21,8 +21,8 @@ from toolkit.data.turns import (
     shape_of,
 )
 from toolkit.errors import UserError
+from toolkit.recipe.stages import RowKind
 
-Kind = Literal["chat", "pair"]
 Row = Mapping[str, Any]
 Conversations = tuple[Messages, Messages]  # chosen, rejected
 
@@ -35,7 +35,7 @@ class Schema(NamedTuple):
     fits: Callable[[Row], bool]
 
 
-def schema_of(name: str, kind: Kind) -> Schema:
+def schema_of(name: str, kind: RowKind) -> Schema:
     """The schema of that name; UserError, with the near name, where there is none."""
     try:
         return SCHEMAS[kind][name]
@@ -45,7 +45,7 @@ def schema_of(name: str, kind: Kind) -> Schema:
         raise UserError(f"No {kind} schema {name!r}. {hint}Allowed: {', '.join(SCHEMAS[kind])}.") from None
 
 
-def recognise(columns: Iterable[str], kind: Kind, row: Row) -> str:
+def recognise(columns: Iterable[str], kind: RowKind, row: Row) -> str:
     """The name of the one schema of this kind that the columns fit.
 
     `row` is the first one whose columns are filled: where names alone do not decide, its values tell plain
@@ -166,7 +166,7 @@ _question = _user(lambda row: row.get("question"))
 _context = _user(lambda row: row.get("conversations"))
 _in_words = _replies_are("turns", "plain")
 
-SCHEMAS: dict[Kind, dict[str, Schema]] = {
+SCHEMAS: dict[RowKind, dict[str, Schema]] = {
     "chat": {
         "sharegpt": Schema(_columns("conversations"), _conversation("conversations"), _any),
         "messages": Schema(_columns("messages"), _conversation("messages"), _any),

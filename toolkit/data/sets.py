@@ -3,11 +3,12 @@
 import itertools
 from pathlib import Path
 
-from toolkit.data.rows import recognise, to_messages, to_pair
+from toolkit.data.rows import recognise, to_item
 from toolkit.data.selection import parse_filter
 from toolkit.data.sources import find_files, read_rows
 from toolkit.errors import UserError
-from toolkit.recipe.schema import Recipe, Source, StageName
+from toolkit.recipe.schema import Recipe, Source, StageSection
+from toolkit.recipe.stages import RowKind
 
 FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".csv", ".parquet")
 LOOKED_AT = 50_000  # rows of a set, about a second: a larger set is read to its end when it is prepared
@@ -19,33 +20,32 @@ def is_local_file(recipe: Recipe, source: Source) -> bool:
     return not Path(path).is_dir() and (path != source.path or path.lower().endswith(FILE_SUFFIXES))
 
 
-def problems(recipe: Recipe, name: StageName) -> list[str]:
+def problems(recipe: Recipe, section: StageSection, kind: RowKind) -> list[str]:
     """One message for each local set of a stage that cannot be read or understood, found within seconds."""
-    stage = recipe.stage(name)
     found: list[str] = []
-    for source in (*stage.datasets, *stage.eval_datasets):
+    for source in (*section.datasets, *section.eval_datasets):
         try:
             parse_filter(source.filter or "x == 0")
             if is_local_file(recipe, source):
-                _look_at(recipe, name, source)
+                _look_at(recipe, kind, source)
         except UserError as error:
             found += error.problems
     return found
 
 
-def schema_for(source: Source, name: StageName, row: dict[str, object]) -> str:
+def schema_for(source: Source, kind: RowKind, row: dict[str, object]) -> str:
     """The schema that the source names, or the one that its first row fits. Raises UserError, naming the set."""
     if source.rows_schema:
         return source.rows_schema
     try:
-        return recognise(row, "chat" if name == "sft" else "pair", row)
+        return recognise(row, kind, row)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
 
 
-def _look_at(recipe: Recipe, name: StageName, source: Source) -> None:
+def _look_at(recipe: Recipe, kind: RowKind, source: Source) -> None:
     rows = itertools.islice(read_rows(find_files(recipe.locate(source.path))), LOOKED_AT)
     first = next(rows)  # an empty file has raised
     for _ in rows:
         pass
-    (to_messages if name == "sft" else to_pair)(first, schema_for(source, name, first))
+    to_item(first, kind, schema_for(source, kind, first))

@@ -28,8 +28,8 @@ class Rows:
     """What was measured row by row, by model; arrays of shape (rows,) in the order of the held-out rows.
 
     `losses` are -log pi summed over the trained tokens of a conversation, `num_tokens` how many those are. `chosen`
-    and `rejected` are log pi of a whole reply. `reference` is chosen less rejected of DPO's reference, None where it
-    is not there.
+    and `rejected` are log pi of a whole reply. `reference` is chosen less rejected of the reference that `rewarded`
+    was trained against, None where it is not there.
     """
 
     losses: dict[str, Floats] = field(default_factory=dict)
@@ -42,10 +42,11 @@ class Rows:
     pair_sources: list[str] = field(default_factory=list)
     reference: Floats | None = None
     beta: float | None = None
+    rewarded: str | None = None
 
     def margins(self, model: str) -> Floats | None:
-        """Implicit reward of chosen less that of rejected: Rafailov et al. (2023), equation 7. The DPO model's only."""
-        if model != "dpo" or model not in self.chosen or self.reference is None or self.beta is None:
+        """Implicit reward of chosen less that of rejected: Rafailov et al. (2023), equation 7. Of `rewarded` only."""
+        if model != self.rewarded or model not in self.chosen or self.reference is None or self.beta is None:
             return None
         return self.beta * (self.chosen[model] - self.rejected[model] - self.reference)
 

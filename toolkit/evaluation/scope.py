@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from toolkit.errors import UserError
+from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.run.rundir import RunDir
 
-MODELS = ("base", "sft", "dpo")  # in the order in which one comes from the other
+MODELS = ("base", *stages.names())  # in the order in which one comes from the other
 # A model under another base, template or beta is another model; of rows that were not held out then, it says nothing.
 DECIDES_MODEL = ("model.path", "model.revision", "template.", "dpo.beta")
 DECIDES_SPLIT = ("datasets", "eval_rows", "deduplicate", "max_rows", "system_turn")
@@ -71,7 +72,7 @@ def choose(recipe: Recipe, run: RunDir, arguments: argparse.Namespace) -> Scope:
 
 def _models(recipe: Recipe, run: RunDir, asked: str | None) -> tuple[tuple[str, ...], list[str]]:
     """The models asked for, else every one there is; and what is wrong with them."""
-    sections = {"sft": recipe.sft, "dpo": recipe.dpo}
+    sections = {name: getattr(recipe, name) for name in stages.names()}
     finished = [name for name in sections if sections[name] and run.of(name).finished_with() is not None]
     names = [name.strip() for name in asked.split(",")] if asked else ["base", *finished]
     problems = [
@@ -96,16 +97,16 @@ def _changed(recipe: Recipe, run: RunDir) -> tuple[list[str], list[str]]:
     mark = run.finished_with()
     if mark is None:  # the base
         return [], []
-    before, now = mark["trajectory"], recipe.trajectory("dpo" if run.stage == "dpo" else "sft")
+    before, now = mark["trajectory"], recipe.trajectory(run.stage)
     changed = {
         field: f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
         for field in sorted(before.keys() | now.keys())
         if before.get(field) != now.get(field) and not field.endswith(".eval_datasets")
     }
     decisive = [field for field in changed if field.startswith(DECIDES_MODEL)]
-    for name, stage in (("sft", recipe.sft), ("dpo", recipe.dpo)):
-        if stage and stage.eval_rows:  # held-out rows were split off the training rows
-            split = tuple(f"{name}.{field}" for field in DECIDES_SPLIT)
+    for stage in recipe.stages():
+        if recipe.section(stage.name).eval_rows:  # held-out rows were split off the training rows
+            split = tuple(f"{stage.name}.{field}" for field in DECIDES_SPLIT)
             decisive += [field for field in changed if field.startswith(split) or field == "seed"]
     if decisive:
         listed = "; ".join(changed[field] for field in dict.fromkeys(decisive))

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.recipe import stages
+
 
 class Shown(NamedTuple):
     """How a measure is shown. `better` is the sign of an improvement, 0 where neither direction is one."""
@@ -32,7 +34,7 @@ LEGEND = (
     "[dim]loss: nats an assistant token. accuracy: held-out pairs whose chosen reply is preferred, by DPO's implicit "
     "reward or by log-likelihood a token. margin: how much more chosen gets than rejected.[/]"
 )
-NAMES = {"base": "base", "sft": "SFT", "dpo": "DPO"}
+NAMES = {"base": "base", **{stage.name: stage.label for stage in stages.STAGES.values()}}
 WIDE = 110  # columns from which a value and its interval stand in one line
 
 

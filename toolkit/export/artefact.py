@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from toolkit.errors import UserError
-from toolkit.recipe.schema import Recipe, StageName
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Recipe
 from toolkit.run.files import write_json
 from toolkit.run.rundir import MARK, RunDir
 
@@ -115,7 +116,7 @@ class Wanted:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", required=True, choices=("sft", "dpo"), help="whose adapter")
+    parser.add_argument("--stage", required=True, choices=stages.names(), help="whose adapter")
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to make of it")
     parser.add_argument(
         "--quant", metavar="NAME", help=f"of gguf and ollama (default q4_k_m): {', '.join(QUANTS)}"
@@ -135,7 +136,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
     """The export that the options name. Raises UserError with everything that is wrong with them, all at once."""
-    stage: StageName = arguments.stage
+    stage: str = arguments.stage
     run = RunDir(arguments.runs, recipe.name, stage)
     is_gguf, problems = arguments.format in ("gguf", "ollama"), []
     quant = arguments.quant.lower() if arguments.quant else "q4_k_m" if is_gguf else None
@@ -160,7 +161,7 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
     folder = (arguments.out or arguments.runs / recipe.name / "export" / name).absolute()
     if folder.exists() and read_mark(folder) is None and (folder.is_file() or any(folder.iterdir())):
         problems.append(f"{folder} is there already and is no export: name another --out")
-    recipe.stage(stage)
+    recipe.section(stage)
     if problems:
         raise UserError(*problems)
     if not run.is_finished(recipe.trajectory(stage)):

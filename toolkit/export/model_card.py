@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from toolkit.export.artefact import Wanted
+from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe, Source
 
 UNKNOWN_LICENCE = "unknown: the card of the base was not at hand. Look there before you share this"
@@ -64,7 +65,7 @@ def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gg
         "---",
         "",
     ]
-    stages = [name for name in ("sft", "dpo") if getattr(recipe, name) and (name == stage or stage == "dpo")]
+    trained = [one.name for one in stages.lineage(stage) if one in recipe.stages()]
     lines = [
         f"# {recipe.name}: {stage}, {_format(wanted)}",
         "",
@@ -73,18 +74,18 @@ def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gg
         f"- **Base**: {recipe.model.path}{' (a folder, not on the Hub)' if local else ''}"
         + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         f"- **Licence**: {licence + ', as the card of the base says' if licence else UNKNOWN_LICENCE}",
-        f"- **Trained**: {' then '.join(name.upper() for name in stages)}, LoRA r={recipe.lora.r}, "
+        f"- **Trained**: {' then '.join(stages.of(name).label for name in trained)}, LoRA r={recipe.lora.r}, "
         f"alpha={recipe.lora.lora_alpha}"
         f"{' on NF4 weights' if recipe.model.load_in_4bit else ''}, seed {recipe.seed}, with Unsloth and TRL",
     ]
-    for name in stages:
-        section = recipe.stage(name)  # type: ignore[arg-type]
+    for name in trained:
+        section = recipe.section(name)
         lines.append(
             f"- **Data, {name}**: {', '.join(map(_source, section.datasets))}; "
             f"learning rate {section.learning_rate:g}, batch {section.effective_batch_size}, "
             f"{section.max_steps or f'{section.num_train_epochs:g} epochs'}{' (steps)' if section.max_steps else ''}"
         )
-    lines += ["", "## Measures", "", *_measures(wanted, stages, parity)]
+    lines += ["", "## Measures", "", *_measures(wanted, trained, parity)]
     lines += ["", "## Use", "", *_use(wanted, gguf)]
     return "\n".join(front + lines) + "\n"
 
@@ -119,9 +120,9 @@ def _source(source: Source) -> str:
     return source.path + (f" ({source.name})" if source.name else "")
 
 
-def _measures(wanted: Wanted, stages: list[str], parity: dict[str, Any] | None) -> list[str]:
+def _measures(wanted: Wanted, trained: list[str], parity: dict[str, Any] | None) -> list[str]:
     rows = []
-    for name in stages:
+    for name in trained:
         report = _read(wanted.run.of(name).report)
         if report.get("loss_first") is not None:
             rows.append(
@@ -157,7 +158,7 @@ def _use(wanted: Wanted, gguf: str | None) -> list[str]:
     if wanted.format == "ollama":
         return ["```bash", f"ollama create {recipe.name} -f Modelfile", f"ollama run {recipe.name}", "```"]
     if wanted.format == "gguf":
-        section = recipe.stage(wanted.stage)  # type: ignore[arg-type]
+        section = recipe.section(wanted.stage)
         code = LLAMA_CPP.format(file=gguf, prompt=prompt, max_length=section.max_length)
     else:
         arguments = ["folder", 'device_map="auto"', 'dtype="auto"']

@@ -6,15 +6,14 @@ is a mapping from item to bytes, made of `memory_terms`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit.hardware import GIB
 from toolkit.memory import terms
-from toolkit.recipe.schema import Dpo, Recipe, StageName
-
-SEQUENCES = {"sft": 1, "dpo": 2}  # of a row: a pair is two
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Dpo, Recipe
 
 Items = dict[str, float]  # bytes
 
@@ -43,9 +42,10 @@ class Phases:
     Without a GPU the terms are the same, but for dequantisation, staging buffers and the offload to the host.
     """
 
-    def __init__(self, recipe: Recipe, stage: StageName, on_gpu: bool):
-        section, lora, four_bit = recipe.stage(stage), recipe.lora, recipe.model.load_in_4bit
-        self.stage, self.architecture, self.on_gpu = stage, recipe.model.architecture, on_gpu
+    def __init__(self, recipe: Recipe, stage: str, on_gpu: bool):
+        section, lora, four_bit = recipe.section(stage), recipe.lora, recipe.model.load_in_4bit
+        self.stage, self.architecture, self.on_gpu = stages.of(stage), recipe.model.architecture, on_gpu
+        self.by_log_probs = "log_probs" in self.stage.memory_phases
         tensors = terms.lora_tensors(self.architecture, lora)
         self.adapter = terms.FP32 * sum(tensors)
         self.scratch = terms.dequantisation_bytes(self.architecture) if on_gpu and four_bit else 0
@@ -73,28 +73,20 @@ class Phases:
 
     def worst(self, settings: Settings, max_length: int) -> Iterator[tuple[str, Items]]:
         """Every moment at its worst over the batches whose rows have up to `max_length` tokens."""
-        tokens = settings.per_device_train_batch_size * SEQUENCES[self.stage] * max_length
-        yield "loss", self.loss(settings, tokens)
-        if self.stage == "sft":  # the one moment that a shorter micro-batch can make worse
-            vocab = self.architecture.vocab_size
-            yield "loss", self.loss(settings, terms.fullest_tokens(tokens, vocab, settings.loss_chunk_gib))
-        yield "layer", self.layer(settings, tokens)
-        if self.reference_rows:
-            yield "reference", self.reference(settings, 2 * self.reference_rows * max_length)
-        if self.eval_rows:
-            yield "evaluation", self.evaluation(settings, self.eval_rows * SEQUENCES[self.stage] * max_length)
+        for phase in self.stage.memory_phases:
+            yield from PHASES[phase](self, settings, self.stage.sequences_per_row * max_length)
 
     def pieces(self, micro_batch: int, chunk_gib: float, max_length: int) -> int:
         """Into how many the loss is cut; DPO's head takes its rows as it likes, within any chunk."""
-        tokens = micro_batch * SEQUENCES[self.stage] * max_length
+        tokens = micro_batch * self.stage.sequences_per_row * max_length
         vocab = self.architecture.vocab_size
-        return 1 if self.stage == "dpo" else terms.cross_entropy_chunks(tokens, vocab, chunk_gib)
+        return 1 if self.by_log_probs else terms.cross_entropy_chunks(tokens, vocab, chunk_gib)
 
     def loss(self, settings: Settings, tokens: int) -> Items:
         """Forward is done: all kept layers, three tensors of width h, one piece of the logits."""
         hidden = self.architecture.hidden_size * tokens
         held: float = 3 * terms.BF16 * hidden
-        if self.stage == "dpo":  # and the head's fp32 gradient of the replies, at most all tokens
+        if self.by_log_probs:  # and the head's fp32 gradient of the replies, at most all tokens
             held += terms.FP32 * hidden
             held += terms.log_prob_bytes(tokens, self.architecture, settings.loss_chunk_gib)
         else:
@@ -134,9 +126,45 @@ class Phases:
     def _forward(self, settings: Settings, tokens: int) -> float:
         """A pass without a graph: inside a layer, or at the head with its piece of the logits."""
         chunk, vocab = settings.loss_chunk_gib, self.architecture.vocab_size
-        if self.stage == "dpo":
+        if self.by_log_probs:
             logits: float = terms.log_prob_bytes(tokens, self.architecture, chunk)
         else:
             logits = min(tokens * vocab * terms.BYTES_PER_LOGIT, chunk * GIB)
         at_head = 3 * terms.BF16 * self.architecture.hidden_size * tokens + logits
         return max(terms.forward_bytes(self.architecture) * tokens, at_head)
+
+
+# What a stage's `memory_phases` name: each gives its moments for rows of `width` tokens, all sequences together.
+
+
+def _cross_entropy(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    """Cut into pieces: the one moment that a shorter micro-batch can make worse."""
+    tokens, vocab = settings.per_device_train_batch_size * width, phases.architecture.vocab_size
+    yield "loss", phases.loss(settings, tokens)
+    yield "loss", phases.loss(settings, terms.fullest_tokens(tokens, vocab, settings.loss_chunk_gib))
+
+
+def _log_probs(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    yield "loss", phases.loss(settings, settings.per_device_train_batch_size * width)
+
+
+def _layer(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    yield "layer", phases.layer(settings, settings.per_device_train_batch_size * width)
+
+
+def _reference(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    yield "reference", phases.reference(settings, phases.reference_rows * width)
+
+
+def _evaluation(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    if phases.eval_rows:
+        yield "evaluation", phases.evaluation(settings, phases.eval_rows * width)
+
+
+PHASES: dict[str, Callable[[Phases, Settings, int], Iterator[tuple[str, Items]]]] = {
+    "cross_entropy": _cross_entropy,
+    "log_probs": _log_probs,
+    "layer": _layer,
+    "reference": _reference,
+    "evaluation": _evaluation,
+}

@@ -14,8 +14,9 @@ from typing import Any
 
 from toolkit.hardware import CARDS, GIB, Card
 from toolkit.memory import terms
-from toolkit.memory.phases import SEQUENCES, Phases, Settings
-from toolkit.recipe.schema import Dpo, Recipe, StageName
+from toolkit.memory.phases import Phases, Settings
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Dpo, Recipe
 
 __all__ = ["Plan", "Settings", "keeping", "plan_stage"]
 
@@ -63,7 +64,7 @@ class Plan:
     fits.
     """
 
-    stage: StageName
+    stage: str
     card: str
     items_gib: dict[str, float]
     phases_gib: dict[str, float]
@@ -83,14 +84,14 @@ class Plan:
         return asdict(self) | {"fixes": list(self.fixes)}
 
 
-def plan_stage(recipe: Recipe, stage: StageName, card: Card | None, ram_gib: float) -> Plan:
+def plan_stage(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan:
     """Plans `stage` for `card`, or for a CPU with `ram_gib` of RAM when it is None.
 
     `auto` in the recipe's `memory` is spent where it buys most time: tokens per micro-batch up to about
     4,096, then fewer recomputed layers, then a larger loss chunk. Raises UserError when the recipe lacks the
     stage.
     """
-    section, architecture = recipe.stage(stage), recipe.model.architecture
+    section, architecture = recipe.section(stage), recipe.model.architecture
     room, phases = _Room.of(recipe, card, ram_gib), Phases(recipe, stage, on_gpu=card is not None)
     settings = _choose(recipe, stage, phases, room.budget)
     phases_gib: dict[str, float] = {}
@@ -102,7 +103,7 @@ def plan_stage(recipe: Recipe, stage: StageName, card: Card | None, ram_gib: flo
             peak, at_peak = held, items
     at_peak = at_peak | {"context": room.context, "reserve": room.reserve}
     largest = _largest_max_length(recipe, stage, phases, room.budget)
-    tokens = section.effective_batch_size * SEQUENCES[stage] * section.max_length
+    tokens = section.effective_batch_size * stages.of(stage).sequences_per_row * section.max_length
     seconds = _step_seconds(recipe, card, settings, tokens) if card else None
     return Plan(
         stage=stage,
@@ -159,10 +160,10 @@ class _Choices:
     chunks: list[float]
 
     @classmethod
-    def of(cls, recipe: Recipe, stage: StageName, max_length: int) -> _Choices:
-        memory, effective = recipe.memory, recipe.stage(stage).effective_batch_size
+    def of(cls, recipe: Recipe, stage: str, max_length: int) -> _Choices:
+        memory, effective = recipe.memory, recipe.section(stage).effective_batch_size
         num_layers = recipe.model.architecture.num_hidden_layers
-        most = min(effective, max(1, ENOUGH_TOKENS // (SEQUENCES[stage] * max_length)))
+        most = min(effective, max(1, ENOUGH_TOKENS // (stages.of(stage).sequences_per_row * max_length)))
         divisors = [size for size in range(most, 0, -1) if effective % size == 0]
         micro, chunk = memory.per_device_train_batch_size, memory.loss_chunk_gib
         layers = memory.recompute_layers
@@ -175,9 +176,9 @@ class _Choices:
         )
 
 
-def _choose(recipe: Recipe, stage: StageName, phases: Phases, budget: float) -> Settings:
+def _choose(recipe: Recipe, stage: str, phases: Phases, budget: float) -> Settings:
     """The first settings that fit, or the most frugal ones when none do."""
-    effective, max_length = recipe.stage(stage).effective_batch_size, recipe.stage(stage).max_length
+    effective, max_length = recipe.section(stage).effective_batch_size, recipe.section(stage).max_length
     choices = _Choices.of(recipe, stage, max_length)
 
     def settings(micro: int, layers: int, chunk: float) -> Settings:
@@ -202,8 +203,8 @@ def _choose(recipe: Recipe, stage: StageName, phases: Phases, budget: float) -> 
     return settings(micro, layers, chunk)
 
 
-def _largest_max_length(recipe: Recipe, stage: StageName, phases: Phases, budget: float) -> int:
-    effective = recipe.stage(stage).effective_batch_size
+def _largest_max_length(recipe: Recipe, stage: str, phases: Phases, budget: float) -> int:
+    effective = recipe.section(stage).effective_batch_size
 
     def too_long(max_length: int) -> bool:
         choices = _Choices.of(recipe, stage, max_length)
@@ -228,9 +229,7 @@ def _step_seconds(recipe: Recipe, card: Card, settings: Settings, tokens: int) -
     )
 
 
-def _fixes(
-    recipe: Recipe, stage: StageName, card: Card | None, ram_gib: float, largest: int
-) -> tuple[str, ...]:
+def _fixes(recipe: Recipe, stage: str, card: Card | None, ram_gib: float, largest: int) -> tuple[str, ...]:
     """Those that suffice before those that only help, each group cheapest first."""
     enough: list[str] = []
     helpful: list[str] = []
@@ -254,11 +253,9 @@ def _fixes(
     return tuple((enough + helpful)[:NUM_FIXES])
 
 
-def _changes(
-    recipe: Recipe, stage: StageName, on_gpu: bool, largest: int
-) -> Iterator[tuple[tuple[str, Any], ...]]:
+def _changes(recipe: Recipe, stage: str, on_gpu: bool, largest: int) -> Iterator[tuple[tuple[str, Any], ...]]:
     """What can be changed: first what costs nothing, then what costs time, then quality."""
-    section, lora, memory = recipe.stage(stage), recipe.lora, recipe.memory
+    section, lora, memory = recipe.section(stage), recipe.lora, recipe.memory
     limits = ("per_device_train_batch_size", "recompute_layers", "loss_chunk_gib", "budget_gib")
     if pinned := [name for name in limits if getattr(memory, name) != "auto"]:
         yield tuple((f"memory.{name}", "auto") for name in pinned)
@@ -276,11 +273,9 @@ def _changes(
         yield (("lora.r", 8),)
 
 
-def _peak_and_budget(
-    recipe: Recipe, stage: StageName, card: Card | None, ram_gib: float
-) -> tuple[float, float]:
+def _peak_and_budget(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> tuple[float, float]:
     budget, phases = _Room.of(recipe, card, ram_gib).budget, Phases(recipe, stage, on_gpu=card is not None)
-    return phases.peak(_choose(recipe, stage, phases, budget), recipe.stage(stage).max_length), budget
+    return phases.peak(_choose(recipe, stage, phases, budget), recipe.section(stage).max_length), budget
 
 
 def _figure(peak: float, budget: float) -> str:

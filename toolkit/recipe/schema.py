@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from toolkit.errors import UserError
-from toolkit.recipe import yaml_file
+from toolkit.recipe import stages, yaml_file
+from toolkit.recipe.stages import Stage
 
-StageName = Literal["sft", "dpo"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -111,8 +111,8 @@ class Source(Section):
     weight: PositiveFloat | None = None
 
 
-class Stage(Section):
-    """What both stages have: which rows, how they are cut, and how the optimizer walks over them.
+class StageSection(Section):
+    """What every stage has: which rows, how they are cut, and how the optimizer walks over them.
 
     `group_by_length` puts rows of like length into a batch: less padding, in an order fixed by the seed. A checkpoint
     is saved every `save_steps` steps, and `save_minutes` minutes after the last one; one that takes longer than
@@ -148,7 +148,7 @@ class Stage(Section):
     save_total_limit: PositiveInt
 
     @model_validator(mode="after")
-    def _held_out_rows_are_named_once(self) -> Stage:
+    def _held_out_rows_are_named_once(self) -> StageSection:
         if self.eval_steps and not (self.eval_datasets or self.eval_rows):
             raise ValueError(
                 "eval_steps is set but eval_datasets is empty and eval_rows is 0: nothing to evaluate"
@@ -158,7 +158,7 @@ class Stage(Section):
         return self
 
     @model_validator(mode="after")
-    def _all_sets_of_a_mix_have_a_weight_or_none(self) -> Stage:
+    def _all_sets_of_a_mix_have_a_weight_or_none(self) -> StageSection:
         weights = [source.weight is not None for source in self.datasets]
         if any(weights) and not (all(weights) and len(weights) > 1):
             raise ValueError("datasets: a weight is a share of a mix, so give one to each of several sets")
@@ -167,13 +167,13 @@ class Stage(Section):
         return self
 
 
-class Sft(Stage):
+class Sft(StageSection):
     """`packing` fills each sequence of `max_length` with several rows (GPU only; the CPU backend pads)."""
 
     packing: bool
 
 
-class Dpo(Stage):
+class Dpo(StageSection):
     beta: PositiveFloat
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     precompute_ref_batch_size: PositiveInt
@@ -230,13 +230,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Recipe:
-        if self.sft is None and self.dpo is None:
-            raise ValueError("neither sft nor dpo is set: a recipe needs at least one stage")
+        if not self.stages():
+            raise ValueError(f"none of {', '.join(stages.names())} is set: a recipe needs at least one stage")
         micro, layers = self.memory.per_device_train_batch_size, self.memory.recompute_layers
-        for name, stage in (("sft", self.sft), ("dpo", self.dpo)):
-            if stage and micro != "auto" and stage.effective_batch_size % micro:
+        for stage in self.stages():
+            effective = self.section(stage.name).effective_batch_size
+            if micro != "auto" and effective % micro:
                 raise ValueError(
-                    f"{name}.effective_batch_size {stage.effective_batch_size} is not a multiple of "
+                    f"{stage.name}.effective_batch_size {effective} is not a multiple of "
                     f"memory.per_device_train_batch_size {micro}: accumulation must be whole"
                 )
         if isinstance(layers, int) and layers > self.model.architecture.num_hidden_layers:
@@ -247,16 +248,26 @@ class Recipe(Section):
     def name(self) -> str:
         return self._file.stem
 
-    def stage(self, stage: StageName) -> Sft | Dpo:
+    def stages(self) -> list[Stage]:
+        """The stages that the recipe has, in the order in which they run."""
+        return [stage for stage in stages.STAGES.values() if getattr(self, stage.name, None) is not None]
+
+    def section(self, stage: str) -> StageSection:
         """The section of a stage. Raises UserError when the recipe has none."""
-        section = self.sft if stage == "sft" else self.dpo
+        section: StageSection | None = getattr(self, stage)
         if section is None:
-            other = "dpo" if stage == "sft" else "sft"
+            others = " or ".join(
+                f"`python run_{other.name}.py --recipe {self.name}`" for other in self.stages()
+            )
             raise UserError(
-                f"recipe {self.name} has no {stage} stage (its {stage} is null); run `python run_{other}.py "
-                f"--recipe {self.name}` instead, or write a {stage} section into {self._file}"
+                f"recipe {self.name} has no {stage} stage (its {stage} is null); run {others} instead, or write a "
+                f"{stage} section into {self._file}"
             )
         return section
+
+    def starts_from(self, stage: str) -> str | None:
+        """The stage whose adapter this one continues; None when it starts from the model itself."""
+        return next((name for name in stages.of(stage).continues if getattr(self, name) is not None), None)
 
     def locate(self, path: str) -> str:
         """A path of the recipe as this process can open it; a Hub id is returned as it is.
@@ -272,9 +283,9 @@ class Recipe(Section):
         """The recipe with every value spelled out, loadable again."""
         return yaml_file.dump(self.model_dump(mode="json", by_alias=True))
 
-    def trajectory(self, stage: StageName) -> dict[str, Any]:
-        """The values that shape the weights of a stage, by dotted path; DPO's include those of the SFT before it."""
-        sections = {"seed", "model", "template", "lora", "sft"} | ({"dpo"} if stage == "dpo" else set())
+    def trajectory(self, stage: str) -> dict[str, Any]:
+        """The values that shape the weights of a stage, by dotted path; those of the stages before it too."""
+        sections = {"seed", "model", "template", "lora"} | {one.name for one in stages.lineage(stage)}
         values = _flatten(self.model_dump(mode="json", by_alias=True, include=sections))
         return {path: value for path, value in values.items() if path.split(".")[-1] not in WATCHING}
 

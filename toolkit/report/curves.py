@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from toolkit.recipe import stages
+
 NUM_POINTS = 2000  # of one curve: about two for each pixel of a wide screen
 NUM_FOR_MEANS = 100  # from so many points on, a line of about so many means is drawn over them
 SHORTEST_STRETCH = 5  # points under one mean
@@ -66,34 +68,32 @@ def _replies(key: str) -> tuple[Curve, ...]:
     )
 
 
-LOSS = Chart("Loss", "lower is better", _both("loss"), "0.0000", mean=True)
-CHARTS = {
-    "sft": (
-        LOSS,
-        Chart(
-            "Token accuracy",
-            "share of trained tokens that rank first",
-            _both("mean_token_accuracy"),
-            "0.0%",
-            "0%",
-            mean=True,
-        ),
+CHARTS = {  # by the names that a stage's `charts` lists
+    "loss": Chart("Loss", "lower is better", _both("loss"), "0.0000", mean=True),
+    "token_accuracy": Chart(
+        "Token accuracy",
+        "share of trained tokens that rank first",
+        _both("mean_token_accuracy"),
+        "0.0%",
+        "0%",
+        mean=True,
     ),
-    "dpo": (
-        LOSS,
-        Chart("Reward margin", "chosen minus rejected", _both("rewards/margins"), "0.000", mean=True),
-        Chart(
-            "Reward accuracy",
-            "share of pairs whose chosen reply has the larger reward",
-            _both("rewards/accuracies"),
-            "0.0%",
-            "0%",
-            mean=True,
-        ),
-        Chart(
-            "Rewards", "beta times the log-ratio to the reference", _replies("rewards"), "0.000", mean=True
-        ),
-        Chart("Log-probabilities", "of whole replies, in nats", _replies("logps"), "0.00", mean=True),
+    "reward_margin": Chart(
+        "Reward margin", "chosen minus rejected", _both("rewards/margins"), "0.000", mean=True
+    ),
+    "reward_accuracy": Chart(
+        "Reward accuracy",
+        "share of pairs whose chosen reply has the larger reward",
+        _both("rewards/accuracies"),
+        "0.0%",
+        "0%",
+        mean=True,
+    ),
+    "rewards": Chart(
+        "Rewards", "beta times the log-ratio to the reference", _replies("rewards"), "0.000", mean=True
+    ),
+    "log_probs": Chart(
+        "Log-probabilities", "of whole replies, in nats", _replies("logps"), "0.00", mean=True
     ),
 }
 OPTIMIZER = (
@@ -121,7 +121,8 @@ MEMORY = Chart(
 def charts(stage: str, series: dict[str, Series]) -> list[Chart]:
     """The charts of a stage that have a value to show, with those of their curves that have."""
     shown = []
-    for chart in (*CHARTS[stage], *OPTIMIZER, MEMORY):
+    own = (CHARTS[name] for name in stages.of(stage).charts)
+    for chart in (*own, *OPTIMIZER, MEMORY):
         curves = tuple(curve for curve in chart.curves if _has_value(series.get(curve.key)))
         if curves:
             shown.append(replace(chart, curves=curves))

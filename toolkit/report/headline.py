@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from html import escape
 
+from toolkit.recipe import stages
 from toolkit.report.run_record import RunRecord
 from toolkit.report.tables import duration, number
-
-TITLES = {"sft": "Supervised fine-tuning", "dpo": "Direct preference optimisation"}
 
 
 def headline(record: RunRecord) -> str:
@@ -19,7 +18,7 @@ def headline(record: RunRecord) -> str:
     said = f'<p class="reason">{escape(str(reason))}</p>' if reason else ""
     command = f"<code>python {escape(manifest.get('command') or '')}</code>"
     return (
-        f"<h1>{TITLES[record.run.stage]} of {escape(record.run.recipe)}</h1>"
+        f"<h1>{stages.of(record.run.stage).title} of {escape(record.run.recipe)}</h1>"
         f'<p class="quiet">{escape(_when(record))} · {escape(_device(record))}</p>'
         f'<div class="outcome {record.outcome}"><p><b>{record.outcome.capitalize()}</b> {escape(_how_far(record))}</p>'
         f'{said}<p class="quiet">{escape(_next(record))}<br>{command}</p></div>'

@@ -120,6 +120,14 @@ class Reader:
     bos: str | None
     end_of_turn: str
 
+    def example(self, kind: str, place: Place, row: TokenizedChat | TokenizedPair) -> Example:
+        """A row that is used, taken apart."""
+        return (
+            self.chat_example(kind, place, row)
+            if isinstance(row, TokenizedChat)
+            else self.pair_example(kind, place, row)
+        )
+
     def chat_example(self, kind: str, place: Place, chat: TokenizedChat) -> Example:
         trained = [label != IGNORE_INDEX for label in chat.labels]
         part = Part(

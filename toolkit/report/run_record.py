@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from toolkit.recipe.schema import StageName
 from toolkit.report.curves import Series
 from toolkit.run.rundir import ANSWERS, EVENTS, PREFIX, RunDir
 
 Outcome = Literal["finished", "running", "interrupted", "failed", "killed"]
 
-STAGES: tuple[StageName, ...] = get_args(StageName)
 NUM_EVENTS = 1000  # enough for any reader; a run that recovers at every step has more
 
 # What report.json holds of every run, whatever ended it; null where nothing is known.

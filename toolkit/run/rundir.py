@@ -210,20 +210,21 @@ class RunDir:
                 f"and starts again, --runs DIR keeps both. Changed: {'; '.join(changed)}"
             )
 
-    def starting_adapter(self, has_sft: bool) -> Path | None:
-        """Where the policy starts: DPO continues the recipe's own SFT adapter; None for a fresh LoRA.
+    def starting_adapter(self, starts_from: str | None) -> Path | None:
+        """The adapter that the policy starts from: that of another stage of the recipe; None for a fresh LoRA.
 
         Raises UserError, with the command that makes it, when there is none.
         """
-        if self.stage != "dpo" or not has_sft:
+        if starts_from is None:
             return None
-        sft = self.of("sft")
-        if sft.finished_with() is None:
+        before, this, other = self.of(starts_from), self.stage.upper(), starts_from.upper()
+        if before.finished_with() is None:
             raise UserError(
-                f"DPO continues the SFT adapter and there is none in {sft.adapter}: run `python run_sft.py --recipe "
-                f"{self.recipe}` first, or `--set sft=null` for DPO on the model itself"
+                f"{this} continues the {other} adapter and there is none in {before.adapter}: run `python "
+                f"run_{starts_from}.py --recipe {self.recipe}` first, or `--set {starts_from}=null` for {this} on the "
+                "model itself"
             )
-        return sft.adapter
+        return before.adapter
 
     def finished_with(self) -> dict[str, Any] | None:
         """What the completion mark of the adapter records, or None while there is no complete adapter."""

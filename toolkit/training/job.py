@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from toolkit.memory.plan import Plan
-from toolkit.recipe.schema import Dpo, Recipe, Sft, StageName
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Recipe, StageSection
+from toolkit.recipe.stages import Stage
 from toolkit.run.rundir import RunDir
 
 
@@ -22,10 +24,15 @@ class Job:
     fresh: bool = False
 
     @property
-    def stage(self) -> StageName:
-        return self.plan.stage
+    def stage(self) -> Stage:
+        return stages.of(self.plan.stage)
 
     @property
-    def section(self) -> Sft | Dpo:
+    def starts_from(self) -> str | None:
+        """The stage whose adapter this one continues; None when it starts from the model itself."""
+        return self.recipe.starts_from(self.plan.stage)
+
+    @property
+    def section(self) -> StageSection:
         """The recipe's section of the stage."""
-        return self.recipe.stage(self.stage)
+        return self.recipe.section(self.plan.stage)

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.memory.plan import Settings
-from toolkit.recipe.schema import Recipe, Stage, StageName
+from toolkit.recipe.schema import Dpo, Recipe, Sft, StageSection
 
 
-def sft(recipe: Recipe, settings: Settings, output_dir: Path) -> dict[str, Any]:
+def sft(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "sft") -> dict[str, Any]:
     """Keyword arguments of `trl.SFTConfig`. Rows come tokenised and cut, so TRL prepares nothing."""
-    stage = recipe.sft
-    assert stage is not None
-    return _common(recipe, "sft", stage, settings, output_dir) | {
-        "packing": stage.packing,
+    section = recipe.section(stage)
+    assert isinstance(section, Sft)
+    return _common(recipe, stage, section, settings, output_dir) | {
+        "packing": section.packing,
         "packing_strategy": "bfd",
         "eval_packing": False,
         "padding_free": False,
@@ -31,14 +31,14 @@ def sft(recipe: Recipe, settings: Settings, output_dir: Path) -> dict[str, Any]:
     }
 
 
-def dpo(recipe: Recipe, settings: Settings, output_dir: Path) -> dict[str, Any]:
-    """Keyword arguments of `trl.DPOConfig`. The reference log-probs are computed by engine/reference.py."""
-    stage = recipe.dpo
-    assert stage is not None
-    return _common(recipe, "dpo", stage, settings, output_dir) | {
-        "beta": stage.beta,
-        "label_smoothing": stage.label_smoothing,
-        "loss_type": ["sigmoid"] if stage.label_smoothing == 0 else ["robust"],
+def dpo(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "dpo") -> dict[str, Any]:
+    """Keyword arguments of `trl.DPOConfig`. The reference log-probs are computed by engine/reference/."""
+    section = recipe.section(stage)
+    assert isinstance(section, Dpo)
+    return _common(recipe, stage, section, settings, output_dir) | {
+        "beta": section.beta,
+        "label_smoothing": section.label_smoothing,
+        "loss_type": ["sigmoid"] if section.label_smoothing == 0 else ["robust"],
         "f_divergence_type": "reverse_kl",
         "ld_alpha": None,
         "use_weighting": False,
@@ -50,26 +50,26 @@ def dpo(recipe: Recipe, settings: Settings, output_dir: Path) -> dict[str, Any]:
 
 
 def _common(
-    recipe: Recipe, name: StageName, stage: Stage, settings: Settings, output_dir: Path
+    recipe: Recipe, stage: str, section: StageSection, settings: Settings, output_dir: Path
 ) -> dict[str, Any]:
-    evaluates = stage.eval_steps is not None
+    evaluates = section.eval_steps is not None
     return {
         "output_dir": str(output_dir),
-        "run_name": f"{recipe.name}-{name}",
+        "run_name": f"{recipe.name}-{stage}",
         "seed": recipe.seed,
         "data_seed": recipe.seed,
-        "max_length": stage.max_length,
-        "num_train_epochs": stage.num_train_epochs,
-        "max_steps": stage.max_steps or -1,
+        "max_length": section.max_length,
+        "num_train_epochs": section.num_train_epochs,
+        "max_steps": section.max_steps or -1,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "per_device_eval_batch_size": stage.per_device_eval_batch_size,
-        "learning_rate": stage.learning_rate,
-        "lr_scheduler_type": stage.lr_scheduler_type,
-        "warmup_steps": stage.warmup_steps,
-        "weight_decay": stage.weight_decay,
-        "max_grad_norm": stage.max_grad_norm,
-        "optim": stage.optim,
+        "per_device_eval_batch_size": section.per_device_eval_batch_size,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": section.lr_scheduler_type,
+        "warmup_steps": section.warmup_steps,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "optim": section.optim,
         "adam_beta1": 0.9,  # Adam paper, and the default of every library here
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-8,
@@ -78,23 +78,23 @@ def _common(
         "gradient_checkpointing": settings.recompute_layers > 0,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.recompute_layers > 0 else None,
         "logging_strategy": "steps",
-        "logging_steps": stage.logging_steps,
+        "logging_steps": section.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # a NaN loss must be seen
         "eval_strategy": "steps" if evaluates else "no",
-        "eval_steps": stage.eval_steps,
+        "eval_steps": section.eval_steps,
         "prediction_loss_only": True,
         "metric_for_best_model": "loss"
         if evaluates
         else None,  # whose checkpoint is kept beside the last ones
         "greater_is_better": False if evaluates else None,
         "save_strategy": "steps",
-        "save_steps": stage.save_steps,
-        "save_total_limit": stage.save_total_limit,
-        "report_to": list(stage.report_to),  # engine/trackers.py says where they write
+        "save_steps": section.save_steps,
+        "save_total_limit": section.save_total_limit,
+        "report_to": list(section.report_to),  # engine/trackers.py says where they write
         "disable_tqdm": True,
         "train_sampling_strategy": "sequential"
-        if stage.group_by_length
+        if section.group_by_length
         else "random",  # stage.py has grouped them
         "dataloader_drop_last": False,
         "remove_unused_columns": True,

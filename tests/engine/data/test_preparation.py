@@ -16,12 +16,14 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import ROOT
+from tests.engine.conftest import held_out_pairs
 from tests.small_tokenizers import byte_level
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.data.template import ChatTemplate, read_template
 from toolkit.engine.data import cache as row_cache
 from toolkit.engine.data import preparation
 from toolkit.errors import UserError
+from toolkit.recipe import stages
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
 
@@ -59,7 +61,10 @@ def loaded(source: str | None = None) -> Any:
 
 
 def prepare(recipe: Recipe, stage: str = "sft", **more: Any) -> preparation.Prepared:
-    return preparation.prepare(recipe, stage, more.pop("loaded", loaded()), more.pop("console", QUIET))  # type: ignore[arg-type]
+    section, kind = recipe.section(stage), stages.of(stage).row_kind
+    return preparation.prepare(
+        recipe, section, kind, more.pop("loaded", loaded()), more.pop("console", QUIET)
+    )
 
 
 def decoded(ids: list[int]) -> str:
@@ -161,9 +166,9 @@ def test_no_prompt_of_a_pair_is_on_both_sides(tmp_path: Path) -> None:
     assert result.eval is not None
     sides = [{tuple(row["prompt_ids"]) for row in side} for side in (result.train, result.eval)]
     assert len(sides[0]) == 15 and len(sides[1]) == 5 and not sides[0] & sides[1]
-    held_out = preparation.held_out_pairs(recipe, loaded())
+    held_out = held_out_pairs(recipe, loaded())
     assert [pair.chosen_ids for pair in held_out] == [row["chosen_ids"] for row in result.eval]
-    assert preparation.held_out_pairs(recipe_of("dpo", tmp_path / "a.jsonl"), loaded()) == []
+    assert held_out_pairs(recipe_of("dpo", tmp_path / "a.jsonl"), loaded()) == []
 
 
 def test_sets_are_mixed_by_weight_or_by_rows_each_with_its_schema(tmp_path: Path) -> None:

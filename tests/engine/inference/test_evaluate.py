@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.engine.conftest import Stage, run_stage, tiny
+from tests.engine.conftest import Stage, held_out_pairs, run_stage, tiny
 from toolkit.engine.base import model, oom
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import benchmarks, evaluate, log_probs
@@ -89,8 +89,8 @@ def plain(loaded: model.LoadedModel, ids: list[int], start: int = 1) -> list[flo
 
 def test_the_numbers_are_those_of_a_plain_forward_pass(done: Stage, loaded: model.LoadedModel) -> None:
     models = done.report["models"]
-    chats = preparation.held_out(done.recipe, "sft", loaded)
-    pairs = preparation.held_out_pairs(done.recipe, loaded)
+    chats = preparation.held_out(done.recipe, done.recipe.sft, "chat", loaded)
+    pairs = held_out_pairs(done.recipe, loaded)
     gaps: dict[str, Any] = {}
     for name in ("base", "sft", "dpo"):
         with model.use_adapter(loaded.model, name):
@@ -257,7 +257,7 @@ def test_a_batch_that_does_not_fit_is_halved_to_the_same_numbers(
     done: Stage, loaded: model.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console(record=True, width=200)
-    pairs = preparation.held_out_pairs(done.recipe, loaded)[:12]
+    pairs = held_out_pairs(done.recipe, loaded)[:12]
     pad = loaded.tokenizer.pad_token_id
     expected = log_probs.pairs(loaded.model, pairs, pad)
     sizes, forward = [], log_probs.batch_sums

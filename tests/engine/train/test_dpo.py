@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.engine.conftest import Stage, run_stage, tiny
+from tests.engine.conftest import Stage, held_out_pairs, run_stage, tiny
 from toolkit.engine.base import model
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import log_probs
@@ -143,7 +143,7 @@ def test_log_probs_of_a_reply_are_those_of_a_plain_forward_pass_token_by_token()
     recipe = tiny()
     loaded = model.load(recipe, 256)
     loaded.model.eval()
-    rows = preparation.held_out_pairs(recipe, loaded)[:4]
+    rows = held_out_pairs(recipe, loaded)[:4]
     together = log_probs.pairs(loaded.model, rows, loaded.tokenizer.pad_token_id)
     for index, row in enumerate(rows):
         for reply, values in ((row.chosen_ids, together[0]), (row.rejected_ids, together[1])):

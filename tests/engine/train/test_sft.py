@@ -16,9 +16,9 @@ from toolkit.run.rundir import MARK
 def loaded_tiny(*overrides: str, lora: bool = True) -> tuple[model.LoadedModel, object]:
     recipe = tiny(*overrides)
     settings = plan_stage(recipe, "sft", None, 16).settings
-    loaded = model.load(recipe, recipe.stage("sft").max_length, settings)
+    loaded = model.load(recipe, recipe.section("sft").max_length, settings)
     if lora:
-        model.attach_lora(loaded, recipe, settings, recipe.stage("sft").max_length)
+        model.attach_lora(loaded, recipe, settings, recipe.section("sft").max_length)
     return loaded, recipe
 
 
@@ -65,8 +65,8 @@ def test_the_base_is_nf4_and_the_lora_is_fp32_before_and_after_trl_has_seen_it()
     weights = model.trainable(loaded.model)
     before = [weight.detach().clone() for weight in weights]
     prepared = preparation.prepare(
-        recipe, "sft", loaded, pytest.importorskip("rich.console").Console(quiet=True)
-    )  # type: ignore[arg-type]
+        recipe, recipe.section("sft"), "chat", loaded, pytest.importorskip("rich.console").Console(quiet=True)
+    )
     with model.keep_float32(loaded.model):
         SFTTrainer(
             model=loaded.model,

@@ -24,7 +24,8 @@ from toolkit.data.sets import is_local_file
 from toolkit.data.sources import find_files
 from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.errors import UserError
-from toolkit.recipe.schema import Recipe, Source, StageName
+from toolkit.recipe.schema import Recipe, Source, StageSection
+from toolkit.recipe.stages import RowKind
 
 FIELDS = {
     "datasets",
@@ -48,15 +49,14 @@ _CHUNK = 2**20
 _TOOLKIT = Path(__file__).resolve().parents[2]
 
 
-def key_of_rows(recipe: Recipe, name: StageName, masking: Masking) -> str:
+def key_of_rows(recipe: Recipe, section: StageSection, kind: RowKind, masking: Masking) -> str:
     """Names what decides the rows: sets and their content, recipe fields, tokenizer, template, code."""
-    stage = recipe.stage(name)
     tokenizer = json.loads(masking.tokenizer.to_str())
     facts = {
-        "stage": name,
+        "kind": kind,
         "seed": recipe.seed,
-        "fields": stage.model_dump(mode="json", include=FIELDS),
-        "rows": [_content(recipe, source) for source in (*stage.datasets, *stage.eval_datasets)],
+        "fields": section.model_dump(mode="json", include=FIELDS),
+        "rows": [_content(recipe, source) for source in (*section.datasets, *section.eval_datasets)],
         # what masking sets aside does not count: transformers leaves truncation and padding as last used
         "tokenizer": {
             part: tokenizer[part] for part in tokenizer.keys() - {"truncation", "padding", "post_processor"}

@@ -16,7 +16,8 @@ from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.engine.data import preparation
 from toolkit.engine.data.reading import EXCERPT, excerpt, load_item, places_of, read_sets
 from toolkit.errors import UserError
-from toolkit.recipe.schema import Recipe, StageName
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.stages import Stage
 from toolkit.report.preview import Example, Preview, Reader, choose, show
 from toolkit.report.preview_page import page
 from toolkit.run.files import write_text
@@ -26,14 +27,14 @@ MOST_ROWS = 2000  # of each set: enough to find every kind, and read within seco
 FILE = "preview.html"
 
 
-def run(recipe: Recipe, name: StageName, num: int, run: RunDir, console: Console) -> Path:
+def run(recipe: Recipe, stage: Stage, num: int, run: RunDir, console: Console) -> Path:
     """Shows up to `num` rows of each kind and writes them as one page. Returns the page's path.
 
     Raises UserError when the tokenizer or a set cannot be read, or no row is left to show.
     """
     loaded = load_tokenizer(recipe)
     with console.status("reading rows"), tempfile.TemporaryDirectory() as folder:
-        preview = _preview(recipe, name, loaded, num, Path(folder))
+        preview = _preview(recipe, stage, loaded, num, Path(folder))
     show(preview, console)
     file = run.path / FILE
     try:
@@ -61,16 +62,16 @@ def load_tokenizer(recipe: Recipe) -> model.LoadedModel:
     return model.LoadedModel(None, tokenizer, template, recipe.template.end_of_turn, [])
 
 
-def _preview(recipe: Recipe, name: StageName, loaded: model.LoadedModel, num: int, folder: Path) -> Preview:
-    stage, masking = recipe.stage(name), preparation.masking_of(recipe, name, loaded)
-    pool, chosen = read_sets(recipe, name, stage.datasets, folder, at_most=MOST_ROWS)
+def _preview(recipe: Recipe, stage: Stage, loaded: model.LoadedModel, num: int, folder: Path) -> Preview:
+    section = recipe.section(stage.name)
+    masking = preparation.masking_of(section, loaded)
+    pool, chosen = read_sets(recipe, section, stage.row_kind, section.datasets, folder, at_most=MOST_ROWS)
     if not chosen.rows:
         raise UserError(f"no row of {', '.join(pool.sets)} is left to show: look at filter and top_k")
-    rows = pool.rows.select(sorted(chosen.rows)[: stage.max_rows])[:]
+    rows = pool.rows.select(sorted(chosen.rows)[: section.max_rows])[:]
     items: Any = [load_item(text) for text in rows["item"]]
-    results = masking.chats(items) if name == "sft" else masking.pairs(items)
+    results = masking.tokenize(stage.row_kind, items)
     reader = Reader(masking.tokenizer, loaded.template.bos_token, loaded.end_of_turn)
-    to_example: Any = reader.chat_example if name == "sft" else reader.pair_example
     places = places_of(pool.sets, rows["set"], rows["row"])
     examples = []
     for kind, i in choose(results, [_num_replies(item) for item in items], num):
@@ -78,14 +79,14 @@ def _preview(recipe: Recipe, name: StageName, loaded: model.LoadedModel, num: in
             text = f"{results[i].sentence}\n\n{_source_text(items[i], rows['item'][i])}"
             examples.append(Example(kind, places[i], text=text))
         else:
-            examples.append(to_example(kind, places[i], results[i]))
+            examples.append(reader.example(kind, places[i], results[i]))
     num_used = sum(not isinstance(result, Reason) for result in results)
     return Preview(
-        f"{recipe.name} · {name}: what is trained",
+        f"{recipe.name} · {stage.name}: what is trained",
         [
             f"{', '.join(pool.sets)}: {num_used:,} of {len(items):,} rows used"
             + (f" (only the first {MOST_ROWS:,} of a set are looked at)" if _is_partial(rows) else ""),
-            f"template {recipe.template.file}, end of turn {loaded.end_of_turn}, max_length {stage.max_length}",
+            f"template {recipe.template.file}, end of turn {loaded.end_of_turn}, max_length {section.max_length}",
         ],
         examples,
     )

@@ -31,9 +31,13 @@ from toolkit.engine.base.model import LoadedModel
 from toolkit.engine.data import cache
 from toolkit.engine.data.reading import Pool, load_item, places_of, read_sets
 from toolkit.errors import UserError
-from toolkit.recipe.schema import Recipe, StageName
+from toolkit.recipe.schema import Recipe, StageSection
+from toolkit.recipe.stages import RowKind
 
-IDS = {"sft": ["input_ids", "labels"], "dpo": ["prompt_ids", "chosen_ids", "rejected_ids"]}
+IDS: dict[RowKind, list[str]] = {
+    "chat": ["input_ids", "labels"],
+    "pair": ["prompt_ids", "chosen_ids", "rejected_ids"],
+}
 BATCH = 1000  # rows that are tokenised at once
 ROWS_A_PROCESS = 5000  # a few seconds of work; handing a large tokenizer to another process costs one or two
 
@@ -53,32 +57,33 @@ class Side:
 
 @dataclass
 class Prepared:
-    """Columns of an SFT row: input_ids, labels; of a pair: prompt_ids, chosen_ids, rejected_ids; and `length`."""
+    """Columns of a chat: input_ids, labels; of a pair: prompt_ids, chosen_ids, rejected_ids; and `length`."""
 
     train: Dataset
     eval: Dataset | None
     report: dict[str, Any]
 
 
-def prepare(recipe: Recipe, name: StageName, loaded: LoadedModel, console: Console) -> Prepared:
-    """Both sides of a stage's rows, tokenised; from the cache where nothing that decides them has changed.
+def prepare(
+    recipe: Recipe, section: StageSection, kind: RowKind, loaded: LoadedModel, console: Console
+) -> Prepared:
+    """Both sides of a section's rows, tokenised; from the cache where nothing that decides them has changed.
 
     Shows and returns the account of every row. Raises UserError for sets that cannot be reached or read, or when
     too few of their rows can be used.
     """
-    stage = recipe.stage(name)
-    with bar(console, f"preparing the {name} rows", None):
-        sides = _sides(recipe, name, masking_of(recipe, name, loaded))
+    with bar(console, f"preparing the {kind} rows", None):
+        sides = _sides(recipe, section, kind, masking_of(section, loaded))
     train, held_out = sides["train"], sides.get("eval")
     _show_steps(train.steps, console)
-    for table in train.accounting.tables(stage.max_length):
+    for table in train.accounting.tables(section.max_length):
         console.print(table)
-    train.accounting.check(stage.max_dropped_fraction)
-    suggestion = train.accounting.suggestion(stage.max_length)
-    report = train.report() | {"max_length": stage.max_length, "suggestion": suggestion}
+    train.accounting.check(section.max_dropped_fraction)
+    suggestion = train.accounting.suggestion(section.max_length)
+    report = train.report() | {"max_length": section.max_length, "suggestion": suggestion}
     if held_out:
         report["eval"] = held_out.report() | {"leaks": _check_held_out(held_out, console)}
-    columns = [*IDS[name], "length"]
+    columns = [*IDS[kind], "length"]
     return Prepared(
         train.rows.select_columns(columns),
         held_out.rows.select_columns(columns) if held_out else None,
@@ -86,48 +91,45 @@ def prepare(recipe: Recipe, name: StageName, loaded: LoadedModel, console: Conso
     )
 
 
-def held_out(recipe: Recipe, name: StageName, loaded: LoadedModel) -> Dataset | None:
+def held_out(
+    recipe: Recipe, section: StageSection | None, kind: RowKind, loaded: LoadedModel
+) -> Dataset | None:
     """The rows that a stage holds out, as it prepared them, with `source`; None when there are none.
 
     `source` is the row's own column of that name, or the path of its set.
     """
-    stage = recipe.sft if name == "sft" else recipe.dpo
-    if stage is None or not (stage.eval_datasets or stage.eval_rows):
+    if section is None or not (section.eval_datasets or section.eval_rows):
         return None
-    return _sides(recipe, name, masking_of(recipe, name, loaded))["eval"].rows
-
-
-def held_out_pairs(recipe: Recipe, loaded: LoadedModel) -> list[TokenizedPair]:
-    """The pairs that the DPO stage holds out; [] when it holds none out."""
-    return as_pairs(held_out(recipe, "dpo", loaded) or ())
+    return _sides(recipe, section, kind, masking_of(section, loaded))["eval"].rows
 
 
 def as_pairs(rows: Iterable[dict[str, Any]]) -> list[TokenizedPair]:
-    """Prepared rows of the DPO stage as pairs."""
-    return [TokenizedPair(*(row[column] for column in (*IDS["dpo"], "cut"))) for row in rows]
+    """Prepared rows as pairs."""
+    return [TokenizedPair(*(row[column] for column in (*IDS["pair"], "cut"))) for row in rows]
 
 
-def select(recipe: Recipe, name: StageName, folder: Path) -> dict[str, tuple[Pool, Selection]]:
+def select(
+    recipe: Recipe, section: StageSection, kind: RowKind, folder: Path
+) -> dict[str, tuple[Pool, Selection]]:
     """Which rows each side takes, in the order of use: train, and eval where the recipe holds rows out."""
-    stage = recipe.stage(name)
-    pool, chosen = read_sets(recipe, name, stage.datasets, folder / "train")
-    if stage.deduplicate and len(stage.datasets) > 1:
+    pool, chosen = read_sets(recipe, section, kind, section.datasets, folder / "train")
+    if section.deduplicate and len(section.datasets) > 1:
         chosen = chosen.distinct(pool.keys)
-    train = (chosen.first(stage.max_rows) if stage.max_rows else chosen).shuffled(recipe.seed)
-    if stage.eval_datasets:
-        other, held_out = read_sets(recipe, name, stage.eval_datasets, folder / "eval")
+    train = (chosen.first(section.max_rows) if section.max_rows else chosen).shuffled(recipe.seed)
+    if section.eval_datasets:
+        other, held_out = read_sets(recipe, section, kind, section.eval_datasets, folder / "eval")
         held_out = held_out.without(other.keys, {pool.keys[row] for row in train.rows})
         return {"train": (pool, train), "eval": (other, held_out)}
-    if stage.eval_rows:
-        train, held_out = train.hold_out(stage.eval_rows, pool.prompts, recipe.seed)
+    if section.eval_rows:
+        train, held_out = train.hold_out(section.eval_rows, pool.prompts, recipe.seed)
         return {"train": (pool, train), "eval": (pool, held_out)}
     return {"train": (pool, train)}
 
 
-def masking_of(recipe: Recipe, name: StageName, loaded: LoadedModel) -> Masking:
-    """How a stage makes tokens of its rows."""
-    stage, backend = recipe.stage(name), loaded.tokenizer.backend_tokenizer
-    return Masking(backend, loaded.template, loaded.end_of_turn, stage.max_length, stage.overlong)
+def masking_of(section: StageSection, loaded: LoadedModel) -> Masking:
+    """How a section's rows become tokens."""
+    backend = loaded.tokenizer.backend_tokenizer
+    return Masking(backend, loaded.template, loaded.end_of_turn, section.max_length, section.overlong)
 
 
 def _show_steps(steps: list[Step], console: Console) -> None:
@@ -153,16 +155,16 @@ def _check_held_out(side: Side, console: Console) -> int:
 # Encoding and keeping ------------------------------------------------------------------------------------------
 
 
-def _sides(recipe: Recipe, name: StageName, masking: Masking) -> dict[str, Side]:
+def _sides(recipe: Recipe, section: StageSection, kind: RowKind, masking: Masking) -> dict[str, Side]:
     def build(folder: Path) -> dict[str, Any]:
         facts = {}
-        for side, (pool, selection) in select(recipe, name, folder / "read").items():
-            accounting = encode(masking, name, pool, selection, folder / side)
+        for side, (pool, selection) in select(recipe, section, kind, folder / "read").items():
+            accounting = encode(masking, kind, pool, selection, folder / side)
             facts[side] = {"accounting": accounting.state(), "steps": selection.steps}
         shutil.rmtree(folder / "read")
         return facts
 
-    key = cache.key_of_rows(recipe, name, masking)
+    key = cache.key_of_rows(recipe, section, kind, masking)
     folder, facts = cache.load(key) or cache.make(key, build)
     return {
         side: Side(
@@ -180,7 +182,7 @@ def open_rows(folder: Path) -> Dataset | None:
     return datasets.concatenate_datasets(parts) if parts else None
 
 
-def encode(masking: Masking, name: StageName, pool: Pool, selection: Selection, folder: Path) -> Accounting:
+def encode(masking: Masking, kind: RowKind, pool: Pool, selection: Selection, folder: Path) -> Accounting:
     """Tokenises the selected rows into Arrow files in `folder`, in their order; returns what became of each."""
     accounts = folder / "accounts"
     accounts.mkdir(parents=True)
@@ -189,13 +191,13 @@ def encode(masking: Masking, name: StageName, pool: Pool, selection: Selection, 
     num_processes = max(1, min(len(os.sched_getaffinity(0)), len(selection.rows) // ROWS_A_PROCESS))
     _inherited[:] = [masking]
     pool.rows.select(selection.rows).with_format("arrow").map(
-        _Encode(masking, name, pool.sets, accounts),
+        _Encode(masking, kind, pool.sets, accounts),
         with_indices=True,
         batched=True,
         batch_size=BATCH,
         num_proc=num_processes if num_processes > 1 else None,
         remove_columns=pool.rows.column_names,
-        features=_features(name),
+        features=_features(kind),
         cache_file_name=str(folder / "rows.arrow"),
         load_from_cache_file=False,
         new_fingerprint="0" * 16,  # else the whole tokenizer is hashed
@@ -205,8 +207,8 @@ def encode(masking: Masking, name: StageName, pool: Pool, selection: Selection, 
     return sum(parts, Accounting())
 
 
-def _features(name: StageName) -> Features:
-    ids = {column: List(Value("int32")) for column in IDS[name]}
+def _features(kind: RowKind) -> Features:
+    ids = {column: List(Value("int32")) for column in IDS[kind]}
     return Features({**ids, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")})
 
 
@@ -218,7 +220,7 @@ class _Encode:
     """What each process does with a batch of the pool; leaves the batch's account as a file of its own."""
 
     masking: Masking | None
-    name: StageName
+    kind: RowKind
     sets: list[str]
     accounts: Path
 
@@ -230,7 +232,7 @@ class _Encode:
     def __call__(self, batch: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
         masking = self.masking or _inherited[0]
         items: Any = [load_item(text) for text in batch["item"].to_pylist()]
-        results = masking.chats(items) if self.name == "sft" else masking.pairs(items)
+        results = masking.tokenize(self.kind, items)
         places = places_of(self.sets, batch["set"].to_pylist(), batch["row"].to_pylist())
         account = Accounting.of(results, places)
         (self.accounts / f"{indices[0]}.json").write_text(json.dumps(account.state()))
@@ -243,7 +245,7 @@ class _Encode:
             for result, source in zip(results, sources, strict=True)
             if not isinstance(result, Reason)
         ]
-        schema = _features(self.name).arrow_schema
+        schema = _features(self.kind).arrow_schema
         columns = zip(*used, strict=True) if used else [()] * len(schema)
         return pyarrow.Table.from_arrays(
             [_array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema

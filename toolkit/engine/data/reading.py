@@ -18,13 +18,14 @@ from datasets import Dataset
 
 from toolkit.data.accounting import Place
 from toolkit.data.reasons import Reason
-from toolkit.data.rows import Messages, Pair, to_messages, to_pair
+from toolkit.data.rows import Messages, Pair, to_item
 from toolkit.data.selection import Condition, Selection, Step, key_of_text, mixed, parse_filter
 from toolkit.data.sets import is_local_file, schema_for
 from toolkit.data.sources import find_files, read_batches
 from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.errors import UserError
-from toolkit.recipe.schema import Recipe, Source, Stage, StageName
+from toolkit.recipe.schema import Recipe, Source, StageSection
+from toolkit.recipe.stages import RowKind
 
 Item = Messages | Pair | Reason
 
@@ -55,20 +56,24 @@ class Pool:
 
 
 def read_sets(
-    recipe: Recipe, name: StageName, sources: tuple[Source, ...], folder: Path, at_most: int | None = None
+    recipe: Recipe,
+    section: StageSection,
+    kind: RowKind,
+    sources: tuple[Source, ...],
+    folder: Path,
+    at_most: int | None = None,
 ) -> tuple[Pool, Selection]:
     """All sets in one pool, and the rows of it that each set's own filter, top_k, rows and weight leave, mixed.
 
     Stops reading a set once nothing more of it can be used, and in any case with `at_most` rows.
     Raises UserError for a set that cannot be reached, read or understood.
     """
-    stage = recipe.stage(name)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = stage.max_rows if len(sources) == 1 and sources is stage.datasets else None
+    wanted = section.max_rows if len(sources) == 1 and sources is section.datasets else None
     reads = []
     for which, source in enumerate(sources):
         limit = None if source.top_k else min(filter(None, (source.rows, wanted)), default=None)
-        reading = _Reading(recipe, name, stage, source, which)
+        reading = _Reading(recipe, section, kind, source, which)
         reading.read(folder / f"{which}.arrow", limit, at_most)
         reads.append((reading, reading.selected()))
     starts = [sum(len(reading.keys) for reading, _ in reads[:which]) for which in range(len(reads))]
@@ -118,8 +123,8 @@ class _Reading:
     """One set on its way from its rows to a file."""
 
     recipe: Recipe
-    name: StageName
-    stage: Stage
+    section: StageSection
+    kind: RowKind
     source: Source
     which: int
     file: Path = Path()
@@ -144,7 +149,7 @@ class _Reading:
                 if len(texts) == _BATCH:
                     self._write(writer, texts, origins)
                 if limit and _meets(row, conditions):
-                    usable.add(self.keys[-1] if self.stage.deduplicate else len(self.keys))
+                    usable.add(self.keys[-1] if self.section.deduplicate else len(self.keys))
                 if len(self.keys) == at_most or (limit and len(usable) >= limit):
                     break
             self._write(writer, texts, origins)
@@ -156,16 +161,16 @@ class _Reading:
             selection = selection.where(source.filter, self.columns)
         if source.top_k:
             selection = selection.top(source.top_k.rows, source.top_k.column, self.columns)
-        if self.stage.deduplicate:
+        if self.section.deduplicate:
             selection = selection.distinct(self.keys)
         return selection.first(source.rows) if source.rows else selection
 
     def _texts(self, is_partial: bool) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each row's item as JSON, and the row; remembers its keys and columns."""
-        schema, to_item = self.source.rows_schema, to_messages if self.name == "sft" else to_pair
+        schema = self.source.rows_schema
         for row in rows_of(self.recipe, self.source, is_partial):
-            schema = schema or schema_for(self.source, self.name, row)
-            item = to_item(row, schema, self.stage.system_turn)
+            schema = schema or schema_for(self.source, self.kind, row)
+            item = to_item(row, self.kind, schema, self.section.system_turn)
             text = _dump(item, row)
             self._remember(item, text, row)
             yield text, row

@@ -168,7 +168,7 @@ def _trained(wanted: Wanted, console: Console) -> parity.Answered:
     """The trained model's answers; the model itself is let go again."""
     recipe = wanted.recipe
     console.print(f"[dim]loading {recipe.model.path} with the {wanted.stage} adapter[/]")
-    loaded = model.load(recipe, recipe.stage(wanted.stage).max_length)  # type: ignore[arg-type]
+    loaded = model.load(recipe, recipe.section(wanted.stage).max_length)
     model.load_adapters(loaded, {wanted.stage: wanted.run.adapter})
     answered = parity.answer(loaded, wanted)
     del loaded

@@ -71,9 +71,8 @@ def run(
 
 def load(recipe: Recipe, folders: Folders, console: Console) -> model.LoadedModel:
     """The base with every adapter on it. Raises UserError naming each adapter that cannot be loaded."""
-    stages = [section for section in (recipe.sft, recipe.dpo) if section]
     console.print(f"[dim]loading {recipe.model.path}[/]", highlight=False)
-    loaded = model.load(recipe, max(section.max_length for section in stages))
+    loaded = model.load(recipe, max(recipe.section(stage.name).max_length for stage in recipe.stages()))
     problems = []
     for name, folder in folders.items():
         if folder is not None:

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from rich.console import Console
 
+from toolkit.compare.candidates import BASE
 from toolkit.console.screen import bar
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.base import model, oom
@@ -20,7 +22,9 @@ from toolkit.evaluation.intervals import Floats
 from toolkit.evaluation.measures import Rows
 from toolkit.evaluation.scope import MODELS, Scope
 from toolkit.evaluation.table import show_evaluation
-from toolkit.recipe.schema import Recipe, StageName
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.stages import Stage
 from toolkit.run.files import write_json
 from toolkit.run.rundir import EVENTS, RunDir
 from toolkit.run.runlog import LOG
@@ -33,7 +37,8 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str
     """
     started = time.perf_counter()
     suite = _suite(scope, console)  # an unknown task is said before the model is loaded
-    reference = _reference(recipe, run, scope)
+    rewarded = _rewarded(scope.models)
+    reference = _reference(recipe, run, rewarded)
     with bar(console, f"loading {recipe.model.path}", None):
         loaded = _load(recipe, run, {*scope.models, reference})
     moved = run.move_aside()
@@ -44,7 +49,7 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str
     rows = Rows()
     left_out = {
         "loss": measuring.conversations(rows, scope.models),
-        "preference": measuring.pairs(rows, scope.models, reference),
+        "preference": measuring.pairs(rows, scope.models, rewarded, reference),
     }
     notes = [*scope.notes, *measures.without_nan(rows)]
     report = {
@@ -69,8 +74,7 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str
 
 def _load(recipe: Recipe, run: RunDir, names: set[str | None]) -> model.LoadedModel:
     """The base with the adapters of these models beside each other."""
-    sections = [section for section in (recipe.sft, recipe.dpo) if section]
-    loaded = model.load(recipe, max(section.max_length for section in sections))
+    loaded = model.load(recipe, max(recipe.section(stage.name).max_length for stage in recipe.stages()))
     adapters = {name: run.of(name).adapter for name in MODELS if name in names and name != "base"}
     model.load_adapters(loaded, adapters)
     loaded.model.eval()
@@ -86,13 +90,19 @@ def _suite(scope: Scope, console: Console) -> Any:
         return benchmarks.load(scope.tasks)
 
 
-def _reference(recipe: Recipe, run: RunDir, scope: Scope) -> str | None:
-    """The model that DPO was held against; None where it is not needed, or not there any more."""
-    if "dpo" not in scope.models:
+def _rewarded(models: tuple[str, ...]) -> Stage | None:
+    """The last of the models that was trained against a reference."""
+    return next((stages.of(name) for name in reversed(models[1:]) if stages.of(name).has_reference), None)
+
+
+def _reference(recipe: Recipe, run: RunDir, rewarded: Stage | None) -> str | None:
+    """The model that `rewarded` was held against; None where it is not needed, or not there any more."""
+    if rewarded is None:
         return None
-    if recipe.sft is None:
-        return "base"
-    return "sft" if run.of("sft").finished_with() is not None else None
+    started_from = recipe.starts_from(rewarded.name)
+    if started_from is None:
+        return BASE
+    return started_from if run.of(started_from).finished_with() is not None else None
 
 
 def _as(loaded: model.LoadedModel, name: str) -> AbstractContextManager[Any]:
@@ -108,10 +118,11 @@ class _Measuring:
         self.pad = loaded.tokenizer.pad_token_id
 
     def conversations(self, rows: Rows, models: tuple[str, ...]) -> str | None:
-        """Losses on the SFT stage's held-out rows; returns why not, where there are none."""
-        held_out = preparation.held_out(self.recipe, "sft", self.loaded)
+        """Losses on the held-out conversations; returns why not, where there are none."""
+        stage = stages.of_kind("chat")
+        held_out = self._held_out(stage)
         if held_out is None:
-            return self._no_rows("sft")
+            return self._no_rows(stage)
         sequences = [log_probs.Scored(row["input_ids"], row["labels"]) for row in held_out]
         rows.sources = held_out["source"][:]
         # the first token is predicted from nothing
@@ -127,11 +138,14 @@ class _Measuring:
             rows.losses[name] = -sums.double().numpy()
         return None
 
-    def pairs(self, rows: Rows, models: tuple[str, ...], reference: str | None) -> str | None:
-        """Log-probs of DPO's held-out pairs, of its reference too; returns why not all of it could be had."""
-        held_out = preparation.held_out(self.recipe, "dpo", self.loaded)
+    def pairs(
+        self, rows: Rows, models: tuple[str, ...], rewarded: Stage | None, reference: str | None
+    ) -> str | None:
+        """Log-probs of the held-out pairs, of the reference too; returns why not all of it could be had."""
+        stage = stages.of_kind("pair")
+        held_out = self._held_out(stage)
         if held_out is None:
-            return self._no_rows("dpo")
+            return self._no_rows(stage)
         pairs = preparation.as_pairs(held_out)
         rows.pair_sources = held_out["source"][:]
         rows.chosen_tokens = np.array([len(pair.chosen_ids) for pair in pairs], float)
@@ -147,20 +161,29 @@ class _Measuring:
             measured[name] = both[0].double().numpy(), both[1].double().numpy()
         rows.chosen = {name: measured[name][0] for name in models}
         rows.rejected = {name: measured[name][1] for name in models}
-        if "dpo" in models and reference is None:
+        if rewarded is None:
+            return None
+        if reference is None:
+            started_from = str(self.recipe.starts_from(rewarded.name))
             return (
-                f"dpo's reference, the SFT adapter, is not in {self.recipe.name}'s runs: implicit rewards need it; "
-                f"run `python run_sft.py --recipe {self.recipe.name}`"
+                f"{rewarded.name}'s reference, the {started_from.upper()} adapter, is not in {self.recipe.name}'s "
+                f"runs: implicit rewards need it; run `python run_{started_from}.py --recipe {self.recipe.name}`"
             )
-        if reference in measured and self.recipe.dpo:
-            rows.reference = measured[reference][0] - measured[reference][1]
-            rows.beta = self.recipe.dpo.beta
+        section = self.recipe.section(rewarded.name)
+        assert isinstance(section, Dpo)
+        rows.reference = measured[reference][0] - measured[reference][1]
+        rows.rewarded, rows.beta = rewarded.name, section.beta
         return None
 
-    def _no_rows(self, name: StageName) -> str:
-        stage = self.recipe.sft if name == "sft" else self.recipe.dpo
-        if stage is None:
+    def _held_out(self, stage: Stage) -> Dataset | None:
+        section = getattr(self.recipe, stage.name)
+        return preparation.held_out(self.recipe, section, stage.row_kind, self.loaded)
+
+    def _no_rows(self, stage: Stage) -> str:
+        name = stage.name
+        if stage not in self.recipe.stages():
             return f"recipe {self.recipe.name} has no {name} stage, so no held-out rows of one"
-        if not (stage.eval_datasets or stage.eval_rows):
+        section = self.recipe.section(name)
+        if not (section.eval_datasets or section.eval_rows):
             return f"{name} holds no rows out: name some in {name}.eval_datasets, or set {name}.eval_rows"
         return f"none of the rows that {name} holds out can be used: see data_report.json of the {name} run"

@@ -15,7 +15,7 @@ from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import generate, log_probs
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import Dpo, Recipe
 
 
 def measure(
@@ -34,18 +34,21 @@ def measure(
     The accuracy is the share of held-out pairs whose chosen reply has the larger reward. The reference itself and
     the base have none.
     """
-    assert recipe.dpo, "without DPO there is no reference"
+    stage = next(stage for stage in reversed(recipe.stages()) if stage.has_reference)
+    section = recipe.section(stage.name)
+    assert isinstance(section, Dpo)
     encoded = generate.encode(loaded, asked, recipe.compare)
     others = [name for name in answers if name != reference]
     trained = [name for name in others if name != BASE]
-    pairs = preparation.held_out_pairs(recipe, loaded) if trained else []
+    held_out = preparation.held_out(recipe, section, stage.row_kind, loaded) if trained else None
+    pairs = preparation.as_pairs(held_out or ())
     expected = _margins(loaded, reference, pairs, console) if pairs else None
     measured: dict[str, dict[str, float]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
     for name in others:
         own_answers = [answer.ids for answer in answers[name]]
         sequences = list(zip(encoded, own_answers, strict=True))
         own, theirs = (_log_probs(loaded, judge, sequences, name, console) for judge in (name, reference))
-        measured[name] = {"mean_implicit_reward": recipe.dpo.beta * (own - theirs).mean().item()}
+        measured[name] = {"mean_implicit_reward": section.beta * (own - theirs).mean().item()}
         if expected is not None and name in trained:
             margins = _margins(loaded, name, pairs, console)
             measured[name]["preference_accuracy"] = torch.gt(margins, expected).float().mean().item()

@@ -28,7 +28,7 @@ def compare(job: Job, loaded: model.LoadedModel, starting_adapter: Path | None) 
     the seconds, or in `note` why there are none: whatever goes wrong here, the trained adapter is already saved.
     """
     started = time.perf_counter()
-    names = {"before": "sft" if starting_adapter else "base", "after": job.stage}
+    names = {"before": job.starts_from or "base", "after": job.stage.name}
     note = None
     try:
         before, after = _both(job, loaded, starting_adapter)
@@ -56,7 +56,7 @@ def _both(
     if starting_adapter:
         model.load_adapters(loaded, {BEFORE: starting_adapter})
     found = []
-    with bar(job.console, f"{job.stage}: answers before and after", 2 * len(prompts)) as advance:
+    with bar(job.console, f"{job.stage.name}: answers before and after", 2 * len(prompts)) as advance:
         for name in (BEFORE if starting_adapter else "base", "default"):
             with model.use_adapter(loaded.model, name):
                 found.append(generate.answer(loaded, prompts, how, job.recipe.seed, advance))

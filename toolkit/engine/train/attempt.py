@@ -26,7 +26,7 @@ from toolkit.training.job import Job
 def begin(job: Job) -> Path | None:
     """Makes the run directory what it is to be, and says in it how the run is made. Returns where it goes on."""
     run, console = job.run, job.console
-    moved = run.start(job.recipe.trajectory(job.stage), job.fresh)
+    moved = run.start(job.recipe.trajectory(job.stage.name), job.fresh)
     runlog.LOG.open(run.log, console)
     if moved:
         console.print(f"[dim]the run that was there is now {moved}[/]")
@@ -100,7 +100,7 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
 def known(job: Job) -> dict[str, Any]:
     """What report.json says of a run however it ended."""
     return {
-        "stage": job.stage,
+        "stage": job.stage.name,
         "recipe": job.recipe.name,
         "device": model.device_name(),
         "settings": asdict(job.plan.settings),

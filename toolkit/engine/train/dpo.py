@@ -43,12 +43,14 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
         trainer = TokenisedDPOTrainer(
             model=loaded.model,
             ref_model=None,
-            args=DPOConfig(**trainer_args.dpo(recipe, job.plan.settings, job.run.checkpoints)),
+            args=DPOConfig(
+                **trainer_args.dpo(recipe, job.plan.settings, job.run.checkpoints, job.stage.name)
+            ),
             train_dataset=prepared.train,
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,
             recovery=oom.Recovery(job.run.path / EVENTS, console),
         )
-    source = str(job.run.of("sft").adapter) if recipe.sft else recipe.model.path
+    source = str(job.run.of(job.starts_from).adapter) if job.starts_from else recipe.model.path
     trainer.reference = proof.establish(trainer, source, job.section.precompute_ref_batch_size, console)
     return trainer

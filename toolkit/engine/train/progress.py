@@ -18,6 +18,7 @@ from toolkit.console import panel
 from toolkit.console.screen import is_live, live
 from toolkit.engine.train.checkpoints import PREFIX, step_of
 from toolkit.hardware import GIB
+from toolkit.recipe.stages import PanelField
 from toolkit.run.files import finite, write_text
 from toolkit.run.journal import Journal
 from toolkit.run.runlog import OURS
@@ -31,12 +32,19 @@ class Metrics(TrainerCallback):
     Adds `tokens_per_second`, of the time in which it trained: evaluating and saving do not count.
     """
 
-    def __init__(self, path: Path, console: Console, title: str, checkpoint: Path | None):
+    def __init__(
+        self,
+        path: Path,
+        console: Console,
+        title: str,
+        fields: tuple[PanelField, ...],
+        checkpoint: Path | None,
+    ):
         self._history = _forget_after(path, step_of(checkpoint))
         self._checkpoint = checkpoint
         self._journal = Journal(path, lambda problem: console.print(f"[yellow]{problem}[/]"))
         self._console = console
-        self._title = title
+        self._title, self._fields = title, fields
         self._live: Live | None = None
         self._state: panel.State | None = None
         self._tokens = 0.0
@@ -50,6 +58,7 @@ class Metrics(TrainerCallback):
         self._step_ended = self._since
         self._state = shown = panel.State(
             self._title,
+            self._fields,
             state.max_steps,
             None if args.max_steps > 0 else args.num_train_epochs,
             panel.Pace(state.global_step, self._since),
@@ -91,7 +100,7 @@ class Metrics(TrainerCallback):
             self._since, self._idle, self._tokens = now, 0.0, logs["num_tokens"]
         self._journal.write(finite({"step": state.global_step, **logs}))
         self._remember(logs)
-        text = panel.line(state.global_step, state.max_steps, logs)
+        text = panel.line(state.global_step, state.max_steps, logs, self._fields)
         if text and "train_runtime" not in logs:
             self._say(text, shown="eval_loss" in logs)
 
@@ -140,9 +149,9 @@ class Metrics(TrainerCallback):
             logs = {**logs, "ram_gib": psutil.Process().memory_info().rss / GIB}
         numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
         self._state.latest = numbers
-        for key, curve in (("loss", self._state.loss), ("rewards/margins", self._state.margin)):
-            if key in numbers:
-                curve.append(numbers[key])
+        for shown in self._fields:
+            if shown.has_curve and shown.key in numbers:
+                self._state.curves.setdefault(shown.label, panel.Curve()).append(numbers[shown.key])
 
     def _say(self, text: str, shown: bool) -> None:
         """A line; where the panel stands it goes to log.txt only, unless it is worth keeping on the screen."""

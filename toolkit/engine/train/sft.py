@@ -38,7 +38,9 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
     with model.keep_float32(loaded.model):
         return RecoveringSFTTrainer(
             model=loaded.model,
-            args=SFTConfig(**trainer_args.sft(job.recipe, job.plan.settings, job.run.checkpoints)),
+            args=SFTConfig(
+                **trainer_args.sft(job.recipe, job.plan.settings, job.run.checkpoints, job.stage.name)
+            ),
             train_dataset=train,
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,

@@ -38,10 +38,11 @@ def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
     stop = StopOnSignal(job.console)
     with job.run.locked(), stop.listening(), attempt.room(job.run):
         started = time.monotonic()
-        starting_adapter = job.run.starting_adapter(job.recipe.sft is not None)
+        starting_adapter = job.run.starting_adapter(job.starts_from)
         if starting_adapter and (problem := sealing.damage(starting_adapter, MARK)):
             raise UserError(
-                f"the adapter in {starting_adapter} is damaged: {problem}; run SFT again with --fresh"
+                f"the adapter in {starting_adapter} is damaged: {problem}; run "
+                f"{str(job.starts_from).upper()} again with --fresh"
             )
         checkpoint = attempt.begin(job)
         with attempt.outcome(job, started), quiet():
@@ -67,7 +68,7 @@ def _train(
     if starting_adapter:
         model.load_adapter(loaded.model, starting_adapter)
     model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
-    prepared = preparation.prepare(recipe, job.stage, loaded, console)
+    prepared = preparation.prepare(recipe, section, job.stage.row_kind, loaded, console)
     write_json(run.path / "data_report.json", prepared.report)
     if section.group_by_length:
         order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
@@ -78,9 +79,12 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     layers = recompute.Recompute(settings.recompute_layers)
     probed = probe.Probe(trainer, layers, job.plan.peak_gib, job.plan.items_gib["optimizer"])
-    title = f"{job.stage} · {recipe.name}"
+    title = f"{job.stage.name} · {recipe.name}"
     clock = checkpoints.CheckpointClock(trainer, section, run, started)
-    timeline, metrics = vram.Timeline(), Metrics(run.metrics, console, title, checkpoint)
+    timeline, metrics = (
+        vram.Timeline(),
+        Metrics(run.metrics, console, title, job.stage.panel_fields, checkpoint),
+    )
     for callback in (layers, probed, clock, timeline, metrics, stop):  # each relies on the ones before
         trainer.add_callback(callback)
     train_started = time.perf_counter()
@@ -95,14 +99,13 @@ def _train(
         "oom_events": trainer.recovery.events,
         "checkpoint_seconds": max(trainer.checkpoint_seconds, default=None),
     }
-    if job.stage == "dpo":
-        report["reference"] = trainer.reference
+    report |= {extra: getattr(trainer, extra) for extra in job.stage.report_extras}
     report["wall_seconds"] = time.monotonic() - started
     write_json(run.report, report)  # before the adapter: a whole one has its report beside it
     run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
     with bar(console, "saving the adapter", None):
         model.save_adapter(
-            loaded, run, {"trajectory": recipe.trajectory(job.stage), "num_steps": report["num_steps"]}
+            loaded, run, {"trajectory": recipe.trajectory(job.stage.name), "num_steps": report["num_steps"]}
         )
     report["answers"] = answers.compare(job, loaded, starting_adapter)
     report["wall_seconds"] = time.monotonic() - started
@@ -111,7 +114,7 @@ def _train(
 
 
 def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Prepared) -> None:
-    """Records what the run is made from: base model, rows, the adapter that DPO continues. The run holds to it."""
+    """Records what the run is made from: base model, rows, the adapter that it continues. The run holds to it."""
     path = job.recipe.model.path
     base = fingerprint.base_model(job.recipe.locate(path), job.recipe.model.revision)
     rows = {"train": fingerprint.rows(prepared.train)}
@@ -119,7 +122,7 @@ def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Pre
         rows["eval"] = fingerprint.rows(prepared.eval)
     held = {"base_model.files": fingerprint.combined(base["files"]), "rows.train": rows["train"]}
     if starting_adapter:
-        held["sft_adapter"] = sealing.digest(starting_adapter / "adapter_model.safetensors")
+        held[f"{job.starts_from}_adapter"] = sealing.digest(starting_adapter / "adapter_model.safetensors")
     job.run.hold_to(held)
     job.run.record({"base_model": {"path": path} | base, "rows": rows})
 

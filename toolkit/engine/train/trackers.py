@@ -60,7 +60,7 @@ def _wandb(trainer: Any, job: Job) -> Iterator[None]:
     try:
         run = wandb.init(
             project=job.recipe.name,
-            name=f"{job.recipe.name}-{job.stage}",
+            name=f"{job.recipe.name}-{job.stage.name}",
             id=identity,
             resume="allow",
             dir=str(job.run.path),
@@ -71,7 +71,7 @@ def _wandb(trainer: Any, job: Job) -> Iterator[None]:
     except wandb.errors.Error as error:
         raise UserError(
             f"W&B cannot begin ({error}): set WANDB_MODE=offline and `wandb sync` the run later, or "
-            f"--set {job.stage}.report_to=[]"
+            f"--set {job.stage.name}.report_to=[]"
         ) from None
     trainer.add_callback(trainer.pop_callback(WandbCallback))
     failed = 1

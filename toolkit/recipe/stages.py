@@ -1,0 +1,105 @@
+"""The table of stages: whatever tells one training stage from another, in the order in which they run.
+
+To add a stage: a row here, a section of the recipe (schema.py), its trainer's arguments (training/trainer_args.py), one
+file that builds its trainer (engine/train/), a script. What the row names (charts, memory phases) is defined where it
+belongs; a test holds the names together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RowKind = Literal["chat", "pair"]
+
+
+@dataclass(frozen=True)
+class PanelField:
+    """A number that the live panel shows: its name in the Trainer's logs, label, format, and whether as a curve too."""
+
+    key: str
+    label: str
+    style: str
+    has_curve: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage.
+
+    `name` is its section in the recipe, its directory in runs/ and the ending of its script; `title` heads its report,
+    `label` its column in tables. `sequences_per_row` go through the model for one row: a pair is two. It starts from
+    the adapter of the first of `continues` that the recipe has, else from the model itself; with `has_reference` its
+    loss is measured against where it started. `charts` are names of report/curves.py, `memory_phases` of
+    memory/phases.py. `report_extras` are attributes of its trainer that report.json takes up.
+    """
+
+    name: str
+    title: str
+    label: str
+    row_kind: RowKind
+    sequences_per_row: int
+    continues: tuple[str, ...]
+    has_reference: bool
+    charts: tuple[str, ...]
+    panel_fields: tuple[PanelField, ...]
+    memory_phases: tuple[str, ...]
+    report_extras: tuple[str, ...] = ()
+
+    @property
+    def rows_are_called(self) -> str:
+        return {"chat": "rows", "pair": "pairs"}[self.row_kind]
+
+
+LOSS = PanelField("loss", "loss", "{:.4f}", has_curve=True)
+
+SFT = Stage(
+    name="sft",
+    title="Supervised fine-tuning",
+    label="SFT",
+    row_kind="chat",
+    sequences_per_row=1,
+    continues=(),
+    has_reference=False,
+    charts=("loss", "token_accuracy"),
+    panel_fields=(LOSS,),
+    memory_phases=("cross_entropy", "layer", "evaluation"),
+)
+DPO = Stage(
+    name="dpo",
+    title="Direct preference optimisation",
+    label="DPO",
+    row_kind="pair",
+    sequences_per_row=2,
+    continues=("sft",),
+    has_reference=True,
+    charts=("loss", "reward_margin", "reward_accuracy", "rewards", "log_probs"),
+    panel_fields=(
+        LOSS,
+        PanelField("rewards/margins", "margin", "{:.3f}", has_curve=True),
+        PanelField("rewards/accuracies", "accuracy", "{:.0%}"),
+    ),
+    memory_phases=("log_probs", "layer", "reference", "evaluation"),
+    report_extras=("reference",),
+)
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO)}
+
+
+def of(name: str) -> Stage:
+    return STAGES[name]
+
+
+def of_kind(kind: RowKind) -> Stage:
+    """The first stage whose rows are of this kind."""
+    return next(stage for stage in STAGES.values() if stage.row_kind == kind)
+
+
+def names() -> tuple[str, ...]:
+    return tuple(STAGES)
+
+
+def lineage(name: str) -> list[Stage]:
+    """The stages whose values shape the adapter of this one: those before it, itself last."""
+    before = {earlier for start in of(name).continues for earlier in (s.name for s in lineage(start))}
+    return [stage for stage in STAGES.values() if stage.name in before | {name}]
