@@ -167,13 +167,13 @@ def load_adapter(model: Any, folder: Path) -> None:
     except RuntimeError as error:
         raise UserError(
             f"the adapter in {folder} does not fit the recipe's lora section ({str(error).splitlines()[-1].strip()}): "
-            "it was trained with another r or other target_modules; train SFT again with --fresh"
+            "it was trained with another r or other target_modules; train its stage again with --fresh"
         ) from None
     absent = [key for key in result.missing_keys if "lora_" in key]
     if absent or result.unexpected_keys:
         raise UserError(
             f"the adapter in {folder} does not fit the recipe's lora.target_modules: "
-            f"{len(absent)} weights absent, {len(result.unexpected_keys)} unknown; train SFT again with --fresh"
+            f"{len(absent)} weights absent, {len(result.unexpected_keys)} unknown; train its stage again with --fresh"
         )
 
 

@@ -12,12 +12,12 @@ from transformers import PrinterCallback, set_seed
 
 from toolkit.console.screen import bar
 from toolkit.data.length_groups import grouped_by_length
-from toolkit.engine.base import fingerprint, hub, model, vram
+from toolkit.engine.base import fingerprint, hub, model
 from toolkit.engine.base.quiet import quiet
 from toolkit.engine.data import preparation
-from toolkit.engine.train import answers, attempt, checkpoints, probe, recompute, trackers
+from toolkit.engine.train import answers, attempt, trackers
+from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
-from toolkit.engine.train.progress import Metrics
 from toolkit.errors import UserError
 from toolkit.report import run_record
 from toolkit.run import sealing
@@ -77,25 +77,18 @@ def _train(
 
     trainer = build(job, loaded, prepared)
     trainer.remove_callback(PrinterCallback)
-    layers = recompute.Recompute(settings.recompute_layers)
-    probed = probe.Probe(trainer, layers, job.plan.peak_gib, job.plan.items_gib["optimizer"])
-    title = f"{job.stage.name} · {recipe.name}"
-    clock = checkpoints.CheckpointClock(trainer, section, run, started)
-    timeline, metrics = (
-        vram.Timeline(),
-        Metrics(run.metrics, console, title, job.stage.panel_fields, checkpoint),
-    )
-    for callback in (layers, probed, clock, timeline, metrics, stop):  # each relies on the ones before
+    watching = Callbacks.of(job, trainer, checkpoint, stop, started)
+    for callback in watching.in_order():
         trainer.add_callback(callback)
     train_started = time.perf_counter()
-    with contextlib.closing(metrics), trackers.attached(trainer, job, checkpoint):
+    with contextlib.closing(watching.metrics), trackers.attached(trainer, job, checkpoint):
         stop.train(trainer, str(checkpoint) if checkpoint else None)
         train_seconds = time.perf_counter() - train_started
         if prepared.eval is not None:
             trainer.evaluate()
     report = _report(job, trainer, loaded, train_seconds) | {
-        "measured_peak_gib": timeline.peak_gib,
-        "probe": probed.measured,
+        "measured_peak_gib": watching.timeline.peak_gib,
+        "probe": watching.probe.measured,
         "oom_events": trainer.recovery.events,
         "checkpoint_seconds": max(trainer.checkpoint_seconds, default=None),
     }
