@@ -12,14 +12,13 @@ from typing import Any
 from rich.table import Table
 
 from toolkit.data.masking import TokenizedChat, TokenizedPair
-from toolkit.data.reasons import Reason
+from toolkit.data.reasons import REASONS, Reason
 from toolkit.errors import UserError
 
 Place = (
     int | tuple[str, int]
 )  # number of a row in its set, from 1; with the set's name where there are several
 
-_REASONS = {reason.value: reason for reason in Reason}
 _COUNTS = ("read", "used", "cut", "num_tokens", "num_trained_tokens")
 NUM_FIRST_ROWS = 5  # of each reason: enough to go and look
 PERCENTILES = (50, 90, 99)
@@ -169,11 +168,9 @@ class Accounting:
         """The inverse of `state`. Raises KeyError, TypeError or ValueError for anything else."""
         return cls(
             **{name: int(state[name]) for name in _COUNTS},
-            dropped=Counter({_REASONS[name]: count for name, count in state["dropped"].items()}),
+            dropped=Counter({REASONS[name]: count for name, count in state["dropped"].items()}),
             first_rows={
-                _REASONS[name]: [
-                    place if isinstance(place, int) else (place[0], place[1]) for place in places
-                ]
+                REASONS[name]: [place if isinstance(place, int) else (place[0], place[1]) for place in places]
                 for name, places in state["first_rows"].items()
             },
             lengths={kind: Counter(dict(counts)) for kind, counts in state["lengths"].items()},

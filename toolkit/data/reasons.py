@@ -43,6 +43,9 @@ class Reason(enum.StrEnum):
     NO_TRAINED_TOKEN = "no_trained_token", "no trained token is left within max_length"
 
 
+REASONS = {reason.value: reason for reason in Reason}
+
+
 class Unusable(Exception):
     """Carries a Reason out of the reading of a row; `rows.py` turns it back into a value."""
 

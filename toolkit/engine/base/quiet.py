@@ -12,7 +12,7 @@ from toolkit.run.runlog import LOG, PRINTED
 class _Printed(io.TextIOBase):
     """A stream whose lines become log lines; of a bar that draws over itself the last state counts."""
 
-    encoding = "utf-8"  # type: ignore[assignment]
+    encoding = "utf-8"
 
     def __init__(self) -> None:
         self._rest = ""

@@ -75,11 +75,12 @@ def _preview(recipe: Recipe, stage: Stage, loaded: model.LoadedModel, num: int, 
     places = places_of(pool.sets, rows["set"], rows["row"])
     examples = []
     for kind, i in choose(results, [_num_replies(item) for item in items], num):
-        if isinstance(results[i], Reason):
-            text = f"{results[i].sentence}\n\n{_source_text(items[i], rows['item'][i])}"
+        result = results[i]
+        if isinstance(result, Reason):
+            text = f"{result.sentence}\n\n{_source_text(items[i], rows['item'][i])}"
             examples.append(Example(kind, places[i], text=text))
         else:
-            examples.append(reader.example(kind, places[i], results[i]))
+            examples.append(reader.example(kind, places[i], result))
     num_used = sum(not isinstance(result, Reason) for result in results)
     return Preview(
         f"{recipe.name} · {stage.name}: what is trained",
@@ -93,7 +94,7 @@ def _preview(recipe: Recipe, stage: Stage, loaded: model.LoadedModel, num: int, 
 
 
 def _is_partial(rows: dict[str, list[Any]]) -> bool:
-    return max(rows["row"]) >= MOST_ROWS
+    return bool(max(rows["row"]) >= MOST_ROWS)
 
 
 def _num_replies(item: Any) -> int:

@@ -84,9 +84,10 @@ def prepare(
     if held_out:
         report["eval"] = held_out.report() | {"leaks": _check_held_out(held_out, console)}
     columns = [*IDS[kind], "length"]
+    assert train.rows is not None, "the check of the account passed"
     return Prepared(
         train.rows.select_columns(columns),
-        held_out.rows.select_columns(columns) if held_out else None,
+        held_out.rows.select_columns(columns) if held_out and held_out.rows is not None else None,
         report,
     )
 

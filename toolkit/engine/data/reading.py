@@ -17,7 +17,7 @@ import pyarrow
 from datasets import Dataset
 
 from toolkit.data.accounting import Place
-from toolkit.data.reasons import Reason
+from toolkit.data.reasons import REASONS, Reason
 from toolkit.data.rows import Messages, Pair, to_item
 from toolkit.data.selection import Condition, Selection, Step, key_of_text, mixed, parse_filter
 from toolkit.data.sets import is_local_file, schema_for
@@ -109,7 +109,7 @@ def load_item(text: str) -> Item:
     """The inverse of what `read_sets` writes."""
     value = json.loads(text)
     if isinstance(value, dict):
-        return Reason(value["reason"])
+        return REASONS[value["reason"]]
     return Pair(*value) if value and isinstance(value[0], list) else value
 
 

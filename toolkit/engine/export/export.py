@@ -191,12 +191,12 @@ def _verify(
         against, tolerance = "the model as it was trained", SAME
         measured = parity.difference(got, answered.sequences)
     else:
-        common["dtype"] = _dtype(base)
+        common["dtype"] = dtype = _dtype(base)
         unmerged = {"kind": "unmerged", "path": str(wanted.run.adapter), "base": str(base), "revision": None}
         made = {"kind": "gguf", "path": str(file)} if file else {"kind": "merged", "path": path}
         got, reference = ask([common | made, common | unmerged], answered)
         against = "the 16-bit base with the adapter beside it"
-        tolerance = gguf.TOLERANCES[str(wanted.quant)] if file else MERGED[common["dtype"]]
+        tolerance = gguf.TOLERANCES[str(wanted.quant)] if file else MERGED[dtype]
         measured = parity.difference(got, reference["sequences"])
     # coarse weights may differ by more than light training does; the 16-bit ones they are made of may not
     effect = answered.effect if wanted.quant in (None, *gguf.WHOLE) else None

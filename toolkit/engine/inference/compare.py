@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,7 @@ def _answer(
             for name in folders:
                 begun = time.perf_counter()
                 with model.use_adapter(loaded.model, name):
-                    answers = generate.answer(
-                        loaded, batch, how, recipe.seed, on_step=lambda texts, name=name: hear(name, texts)
-                    )
+                    answers = generate.answer(loaded, batch, how, recipe.seed, on_step=partial(hear, name))
                 seconds[name] += time.perf_counter() - begun
                 found[name].update(zip(sorted(indices), answers, strict=True))
         if is_live(console):

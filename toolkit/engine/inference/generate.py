@@ -162,7 +162,7 @@ def _seed_of(seed: int, ids: list[int]) -> int:
     return int.from_bytes(digest, "little")
 
 
-class _Sampling(LogitsProcessor):  # type: ignore[misc]
+class _Sampling(LogitsProcessor):
     """Makes the largest score a draw from softmax(scores), each row with dice of its own.
 
     argmax(log p + G), G independent standard Gumbel, is distributed as p (Gumbel-max, Maddison et al. 2014, section
@@ -179,7 +179,7 @@ class _Sampling(LogitsProcessor):  # type: ignore[misc]
         return scores - noise.log()
 
 
-class _Heard(BaseStreamer):  # type: ignore[misc]
+class _Heard(BaseStreamer):
     """Collects what `generate` says step by step: first the prompts, then one token a row."""
 
     def __init__(self, loaded: LoadedModel, indices: list[int], ends: set[int], on_step: OnStep):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ def sums(
             result = batch(size)
         else:
             result, fitting = recovery.halving(
-                "log-probs", size, batch, lambda longest=longest: f"a row of {longest} tokens"
+                "log-probs", size, batch, partial("a row of {} tokens".format, longest)
             )
             if fitting < size:
                 budget = fitting * longest * vocabulary * 4
@@ -97,4 +98,5 @@ def batch_sums(model: Any, sequences: Sequence[Scored], pad_token_id: int) -> to
         logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
     log_probs = logits.gather(2, ids[:, 1:, None]).squeeze(2) - logits.logsumexp(2)
     # not times 0: a NaN in the prompt is none in the reply
-    return log_probs.where(is_scored[:, 1:], 0.0).sum(1)
+    sums: torch.Tensor = log_probs.where(is_scored[:, 1:], 0.0).sum(1)
+    return sums

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from toolkit.recipe.schema import Dpo, Sft
+from toolkit.recipe.schema import StageSection
 from toolkit.run import manifest, sealing
 from toolkit.run.rundir import PREFIX, SEAL, RunDir
 
@@ -87,7 +87,7 @@ class CheckpointClock(TrainerCallback):
     intervals of the first attempt.
     """
 
-    def __init__(self, trainer: Any, section: Sft | Dpo, run: RunDir, started: float):
+    def __init__(self, trainer: Any, section: StageSection, run: RunDir, started: float):
         self._trainer = trainer
         self._section = section
         self._run = run

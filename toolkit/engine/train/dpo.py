@@ -18,7 +18,7 @@ from toolkit.training import trainer_args
 from toolkit.training.job import Job
 
 
-class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):  # type: ignore[misc]
+class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):
     """TRL's trainer on rows that masking.py has tokenised and cut; TRL itself accepts only text.
 
     Runs a micro-batch in pieces where it does not fit. `reference` is what the report says of the reference pass.

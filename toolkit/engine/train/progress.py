@@ -16,11 +16,12 @@ from transformers import TrainerCallback
 
 from toolkit.console import panel
 from toolkit.console.screen import is_live, live
-from toolkit.engine.train.checkpoints import PREFIX, step_of
+from toolkit.engine.train.checkpoints import step_of
 from toolkit.hardware import GIB
 from toolkit.recipe.stages import PanelField
 from toolkit.run.files import finite, write_text
 from toolkit.run.journal import Journal
+from toolkit.run.rundir import PREFIX
 from toolkit.run.runlog import OURS
 
 DRAWN_PER_SECOND = 2  # 1.9 ms each: 0.4% of a core, while the other threads go on

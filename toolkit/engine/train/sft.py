@@ -20,7 +20,7 @@ from toolkit.training import trainer_args
 from toolkit.training.job import Job
 
 
-class RecoveringSFTTrainer(DurableCheckpoints, OutOfMemoryRecovery, SFTTrainer):  # type: ignore[misc]
+class RecoveringSFTTrainer(DurableCheckpoints, OutOfMemoryRecovery, SFTTrainer):
     """TRL's trainer, or Unsloth's on a GPU, that runs a micro-batch in pieces where it does not fit."""
 
 

@@ -124,7 +124,7 @@ def _report(job: Job, trainer: Any, loaded: model.LoadedModel, train_seconds: fl
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     tokens = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
-    last_eval = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    last_eval: dict[str, float] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
     return (
         dict.fromkeys(run_record.REPORT_KEYS)
         | attempt.known(job)

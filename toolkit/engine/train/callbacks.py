@@ -1,0 +1,55 @@
+"""What runs beside the Trainer's steps, and in which order: each relies on those before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from toolkit.engine.base import vram
+from toolkit.engine.train import checkpoints, probe, recompute
+from toolkit.engine.train.interrupt import StopOnSignal
+from toolkit.engine.train.progress import Metrics
+from toolkit.training.job import Job
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """One of each; `in_order` is the order in which the Trainer calls them."""
+
+    layers: recompute.Recompute
+    probe: probe.Probe
+    clock: checkpoints.CheckpointClock
+    timeline: vram.Timeline
+    metrics: Metrics
+    stop: StopOnSignal
+
+    @classmethod
+    def of(
+        cls, job: Job, trainer: Any, checkpoint: Path | None, stop: StopOnSignal, started: float
+    ) -> Callbacks:
+        plan, run, name = job.plan, job.run, job.stage.name
+        layers = recompute.Recompute(plan.settings.recompute_layers)
+        return cls(
+            layers,
+            probe.Probe(trainer, layers, plan.peak_gib, plan.items_gib["optimizer"]),
+            checkpoints.CheckpointClock(trainer, job.section, run, started),
+            vram.Timeline(),
+            Metrics(
+                run.metrics, job.console, f"{name} · {job.recipe.name}", job.stage.panel_fields, checkpoint
+            ),
+            stop,
+        )
+
+    def in_order(self) -> tuple[TrainerCallback, ...]:
+        """With the reason of each place."""
+        return (
+            self.layers,  # sets which layers recompute: the probe measures with them
+            self.probe,  # its peak is no part of the run: the timeline resets it after
+            self.clock,  # asks for checkpoints and adds their seconds to a log that metrics writes
+            self.timeline,  # adds the memory to the same log
+            self.metrics,  # writes and shows the log once the others have added to it
+            self.stop,  # last: a signal overrides what the others asked for
+        )
