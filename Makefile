@@ -5,8 +5,10 @@
 #   make run RECIPE=llama31_8b           the same for another recipe, on a machine with a GPU
 #   make run ARGS="--set dpo.beta=0.2"   with options for all three scripts
 #   make test                            the test suite; make test ARGS="-k masking" for a part of it
+#   make test-long                       what the test suite leaves out: campaigns of minutes
 #   make lint                            ruff, formatting, types
 #   make setup                           .venv alone; make setup PYTHON=python3.12 to choose the interpreter
+#   make optional                        adds TensorBoard, W&B, `run_eval.py --tasks` and GGUF; `make test` adds it too
 #   make clean                           removes caches; .venv and runs/ stay
 
 RECIPE ?= tiny
@@ -16,8 +18,10 @@ PYTHON ?=
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check
-REQUIREMENTS := requirements.txt requirements-unsloth.txt requirements-gpu.txt requirements-optional.txt requirements-dev.txt
+# Stamps, each upon the one before: what `make run` needs, then the optional packages, then the tools for tests
 INSTALLED := $(VENV)/.installed
+OPTIONAL := $(VENV)/.installed-optional
+DEV := $(VENV)/.installed-dev
 
 IN_RANGE := sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 NVIDIA ?= $(shell test -e /proc/driver/nvidia/version || nvidia-smi -L >/dev/null 2>&1 && echo yes)
@@ -32,7 +36,7 @@ $(shell rm -f $(INSTALLED))
 endif
 endif
 
-.PHONY: help setup run test lint clean
+.PHONY: help setup optional run test test-long lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,22 +45,28 @@ help:
 setup: $(INSTALLED)
 	@echo "$(VENV) is ready"
 
+optional: $(OPTIONAL)
+	@echo "$(VENV) holds the optional packages"
+
 run: $(INSTALLED)
 	$(VENV_PYTHON) run_sft.py --recipe "$(RECIPE)" --if-present $(ARGS)
 	$(VENV_PYTHON) run_dpo.py --recipe "$(RECIPE)" --if-present $(ARGS)
 	$(VENV_PYTHON) run_compare.py --recipe "$(RECIPE)" $(ARGS)
 
-test: $(INSTALLED)
+test: $(DEV)
 	$(VENV_PYTHON) -m pytest $(ARGS)
 
-lint: $(INSTALLED)
+test-long: $(DEV)
+	$(VENV_PYTHON) -m pytest -m long $(ARGS)
+
+lint: $(DEV)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
 
-# The stamp goes first and comes back last, so that an install which was cut short is taken up again.
+# A stamp goes first and comes back last, so that an install which was cut short is taken up again.
 # The Dockerfile repeats the pip steps; tests/test_setup.py holds the two together.
-$(INSTALLED): $(REQUIREMENTS)
+$(INSTALLED): requirements.txt requirements-unsloth.txt requirements-gpu.txt
 	@rm -f $@
 	@if [ "$(NVIDIA)" = yes ] && [ "$(DRIVER)" -lt $(MIN_DRIVER) ] 2>/dev/null; then \
 	  echo "The NVIDIA driver here is $(DRIVER); the pinned torch is built for CUDA 13 and needs $(MIN_DRIVER) or newer." >&2; \
@@ -80,7 +90,15 @@ $(INSTALLED): $(REQUIREMENTS)
 	$(PIP_INSTALL) -r requirements.txt
 	$(PIP_INSTALL) --no-deps -r requirements-unsloth.txt
 	@if [ "$(NVIDIA)" = yes ]; then set -x; $(PIP_INSTALL) -c requirements.txt -r requirements-gpu.txt; fi
+	@touch $@
+
+$(OPTIONAL): requirements-optional.txt $(INSTALLED)
+	@rm -f $@
 	$(PIP_INSTALL) -c requirements.txt -r requirements-optional.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt $(OPTIONAL)
+	@rm -f $@
 	$(PIP_INSTALL) -r requirements-dev.txt
 	@touch $@
 

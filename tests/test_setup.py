@@ -109,13 +109,11 @@ def asked_of_pip(checkout: Path) -> list[str]:
     return [line.replace("--disable-pip-version-check ", "") for line in lines]
 
 
-CPU_STEPS = [
-    "-r requirements.txt",
-    "--no-deps -r requirements-unsloth.txt",
-    "-c requirements.txt -r requirements-optional.txt",
-    "-r requirements-dev.txt",
-]
+CPU_STEPS = ["-r requirements.txt", "--no-deps -r requirements-unsloth.txt"]
 GPU_STEP = "-c requirements.txt -r requirements-gpu.txt"
+OPTIONAL_STEP = "-c requirements.txt -r requirements-optional.txt"
+DEV_STEP = "-r requirements-dev.txt"
+ALL_STEPS = [*CPU_STEPS, OPTIONAL_STEP, DEV_STEP]
 
 
 @needs_make
@@ -131,7 +129,19 @@ def test_setup_takes_the_first_python_that_runs_and_installs_once(checkout: Path
 def test_setup_adds_the_gpu_packages_where_a_driver_is(checkout: Path) -> None:
     executable(checkout / "bin" / "python3.12", STUB)
     assert make(checkout, "setup", NVIDIA="yes", DRIVER="580").returncode == 0
-    assert asked_of_pip(checkout) == [*CPU_STEPS[:2], GPU_STEP, *CPU_STEPS[2:]]
+    assert asked_of_pip(checkout) == [*CPU_STEPS, GPU_STEP]
+
+
+@needs_make
+@pytest.mark.parametrize("target", ["test", "test-long", "lint"])
+def test_only_tests_and_lint_add_the_optional_packages_and_the_tools(checkout: Path, target: str) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    assert make(checkout, "run").returncode == 0
+    assert asked_of_pip(checkout) == CPU_STEPS
+    assert make(checkout, "optional").returncode == 0
+    assert asked_of_pip(checkout) == ALL_STEPS[:-1]
+    assert make(checkout, target).returncode == make(checkout, "run").returncode == 0
+    assert asked_of_pip(checkout) == ALL_STEPS
 
 
 @needs_make
@@ -150,32 +160,44 @@ def test_the_oldest_driver_is_the_toolkits() -> None:
 
 
 @needs_make
-@pytest.mark.parametrize("step", CPU_STEPS)
-def test_an_install_that_broke_off_is_taken_up_again(checkout: Path, step: str) -> None:
+@pytest.mark.parametrize("target", ["setup", "test"])
+@pytest.mark.parametrize("step", ALL_STEPS)
+def test_an_install_that_broke_off_is_taken_up_again(checkout: Path, step: str, target: str) -> None:
     executable(checkout / "bin" / "python3.12", STUB)
-    assert make(checkout, "setup", FAIL=step.split()[-1]).returncode
+    assert make(checkout, "test", FAIL=step.split()[-1]).returncode
     (checkout / "pip.log").unlink()
-    assert make(checkout, "setup").returncode == 0
-    assert asked_of_pip(checkout) == CPU_STEPS
+    missing = ALL_STEPS[0 if step in CPU_STEPS else ALL_STEPS.index(step) :]
+    assert make(checkout, target).returncode == 0
+    assert asked_of_pip(checkout) == [step for step in missing if target == "test" or step in CPU_STEPS]
 
 
 @needs_make
-def test_changed_requirements_are_installed(checkout: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("requirements.txt", ALL_STEPS),
+        ("requirements-optional.txt", [OPTIONAL_STEP, DEV_STEP]),
+        ("requirements-dev.txt", [DEV_STEP]),
+    ],
+)
+def test_changed_requirements_are_installed_with_what_builds_on_them(
+    checkout: Path, name: str, steps: list[str]
+) -> None:
     executable(checkout / "bin" / "python3.12", STUB)
-    make(checkout, "setup")
-    stamp = (checkout / ".venv" / ".installed").stat().st_mtime
-    os.utime(checkout / "requirements-dev.txt", (stamp + 10, stamp + 10))
-    make(checkout, "setup")
-    assert asked_of_pip(checkout) == CPU_STEPS * 2
+    make(checkout, "test")
+    later = (checkout / ".venv" / ".installed-dev").stat().st_mtime + 0.01
+    os.utime(checkout / name, (later, later))
+    make(checkout, "test")
+    assert asked_of_pip(checkout) == [*ALL_STEPS, *steps]
 
 
 @needs_make
 def test_a_venv_whose_interpreter_is_gone_is_made_again(checkout: Path) -> None:
     executable(checkout / "bin" / "python3.12", STUB)
-    make(checkout, "setup")
+    make(checkout, "test")
     (checkout / ".venv" / "bin" / "python").unlink()
-    assert make(checkout, "setup").returncode == 0
-    assert asked_of_pip(checkout) == CPU_STEPS * 2
+    assert make(checkout, "test").returncode == 0
+    assert asked_of_pip(checkout) == ALL_STEPS * 2
 
 
 @needs_make
@@ -206,7 +228,7 @@ def test_run_goes_through_the_three_scripts(checkout: Path) -> None:
 
 def test_the_image_is_installed_like_the_makefile_does() -> None:
     makefile, image = pip_steps("Makefile"), pip_steps("Dockerfile")
-    assert makefile == [*CPU_STEPS[:2], GPU_STEP, *CPU_STEPS[2:]]
+    assert makefile == [*CPU_STEPS, GPU_STEP, OPTIONAL_STEP, DEV_STEP]
     assert image == makefile[:-1], "the tools for tests stay out of the image, all else is the same"
 
 
@@ -223,7 +245,7 @@ def test_ci_is_executable_and_runs_what_people_run() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & stat.S_IXUSR
     lines = text(".ci/run").splitlines()
     assert "set -euo pipefail" in lines
-    assert [line for line in lines if line.startswith("make")] == ["make lint", "make test"]
+    assert [line for line in lines if line.startswith("make")] == ["make lint", "make test", "make test-long"]
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Makefile", ".ci/run", "pyproject.toml", *REQUIREMENTS])
