@@ -1,16 +1,10 @@
 import json
-import time
-from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from toolkit.data.rows import Pair, Reason, recognise, to_messages, to_pair
 from toolkit.data.schemas import SCHEMAS
 from toolkit.errors import UserError
-
-SAMPLES = Path(__file__).parents[3] / "shared" / "data"
-needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="../shared/data is not here")
 
 
 def say(*turns: str) -> list[dict[str, str]]:
@@ -253,66 +247,3 @@ def test_unknown_schema_names_the_near_one():
         to_messages({}, "share_gpt")
     with pytest.raises(UserError, match="pair schema 'alpaca'"):
         to_pair({}, "alpaca")
-
-
-def test_a_hundred_thousand_rows_in_seconds():
-    row = {"conversations": sharegpt("s S", "u Q", "a A", "u R", "a B")}
-    start = time.perf_counter()
-    for _ in range(20_000):
-        to_messages(row, "sharegpt")
-    assert time.perf_counter() - start < 2.0  # about 0.06 s
-
-
-# Real rows ----------------------------------------------------------------------------------------------
-
-
-def sample(name: str) -> list[dict]:
-    return [json.loads(line) for line in (SAMPLES / name).read_text().split("\n") if line]
-
-
-def read(name: str, kind: str) -> list:
-    rows = sample(name)
-    schema = recognise(rows[0], kind, rows[0])
-    return [(to_messages if kind == "chat" else to_pair)(row, schema) for row in rows]
-
-
-@needs_samples
-def test_real_pairs_of_llama_factory():
-    pairs = read("pref/lf_dpo_en_demo.jsonl", "pair")
-    assert len(pairs) == 299
-    assert all(isinstance(pair, Pair) for pair in pairs)
-    assert sum(pair.prompt[0]["role"] == "system" for pair in pairs) == 80
-
-
-@needs_samples
-def test_real_pairs_of_rasbt():
-    pairs = read("pref/rasbt_instruction_preference.jsonl", "pair")
-    assert Counter(pair for pair in pairs if isinstance(pair, Reason)) == {Reason.EQUAL_REPLIES: 6}
-    prompts = Counter(
-        f"{row['instruction']}\n{row['input']}" for row in sample("pref/rasbt_instruction_preference.jsonl")
-    )
-    assert len(pairs) == 1100
-    assert sum(prompts.values()) - len(prompts) == 25
-
-
-@needs_samples
-def test_real_pairs_of_stack_exchange():
-    pairs = read("pref/tt_stack_exchange_paired_tiny.jsonl", "pair")
-    assert len(pairs) == 25
-    assert len({pair.prompt[0]["content"] for pair in pairs}) == 8
-    assert len(read("pref/tt_stack_exchange_paired_tiny.jsonl", "chat")) == 25
-
-
-@needs_samples
-def test_real_chats():
-    assert all(len(chat) == 2 for chat in read("sft/lf_alpaca_en_demo.jsonl", "chat"))
-    assert Counter(map(len, read("sft/fastchat_dummy_conversation.jsonl", "chat"))) == {
-        2: 167,
-        4: 166,
-        6: 167,
-    }
-    assert read("sft/axolotl_conversation_missingturns.jsonl", "chat") == [Reason.EMPTY_REPLY]
-    notebooks = [cell["row"] for cell in sample("sft/finetome_rows_from_unsloth_notebooks.jsonl")]
-    rows = [{"conversations": cell} if isinstance(cell, list) else cell for cell in notebooks]
-    assert all(recognise(row, "chat", row) == "sharegpt" for row in rows)
-    assert not any(isinstance(to_messages(row, "sharegpt"), Reason) for row in rows)
