@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,9 +88,6 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
 
 
 class TestCards:
-    def test_issue_names_them(self):
-        assert set(CARDS) == {"rtx4090", "rtx3090", "a40", "l4", "a100_40", "a100_80", "h100", "h200"}
-
     def test_by_name_and_by_gib(self):
         assert hardware.card(" RTX4090 ") is CARDS["rtx4090"]
         for text in ("24", "24.0", "24GiB", "24 gib", "24gb"):
@@ -136,12 +132,8 @@ class TestHere:
     def test_without_a_driver(self, monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setattr(hardware, "DRIVER_FILES", ("/no/such/device",))
-        seconds = []
-        for _ in range(3):
-            started = time.perf_counter()
-            here = hardware.here()
-            seconds.append(time.perf_counter() - started)
-        assert min(seconds) < 0.05
+        monkeypatch.setitem(sys.modules, "pynvml", None)  # not even asked for
+        here = hardware.here()
         assert (here.gpu, here.card, here.no_gpu) == (None, None, "no NVIDIA driver is loaded")
         assert here.ram_gib >= here.ram_available_gib > 0
         assert here.cpu_count >= 1

@@ -2,7 +2,6 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -155,10 +154,8 @@ MALFORMED = [
 @pytest.mark.parametrize(("name", "content", "row", "words"), MALFORMED)
 def test_malformed_files(tmp_path, name, content, row, words):
     file = write(tmp_path / name, content)
-    start = time.perf_counter()
     with pytest.raises(UserError) as error:
         list(read_rows(find_files(str(file))))
-    assert time.perf_counter() - start < 5
     assert len(error.value.problems) == 1
     message = str(error.value)
     assert message.startswith(f"{file}, row {row}: " if row else f"{file}, row ")

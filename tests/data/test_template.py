@@ -1,7 +1,7 @@
 import pickle
-import time
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from tests.small_tokenizers import byte_level
@@ -128,9 +128,8 @@ def test_bad_source_is_a_user_error(tmp_path):
         read_template(tmp_path / "none.jinja")
 
 
-def test_survives_pickling_and_renders_fast():
+def test_survives_pickling_and_is_compiled_once(monkeypatch):
     template = pickle.loads(pickle.dumps(shipped("llama3")))
-    start = time.perf_counter()
-    for _ in range(2000):
-        template.render(CHAT)
-    assert time.perf_counter() - start < 1.0  # about 0.04 s: compiled once, not 2000 times
+    expected = template.render(CHAT)
+    monkeypatch.delattr(jinja2.Environment, "compile")
+    assert template.render(CHAT) == expected
