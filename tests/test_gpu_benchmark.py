@@ -21,6 +21,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_the_whole_path_at_tiny_size(tmp_path: Path) -> None:
     done = run("--tiny", "--out", str(tmp_path / "deep" / "tiny.json"))
     assert done.returncode == 0, done.stderr

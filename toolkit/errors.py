@@ -1,5 +1,10 @@
 """Errors that a user can fix: what was got, the limit, the fix. `cli` turns them into exit code 2."""
 
+# How one gets what requirements-optional.txt holds: TensorBoard, W&B, lm_eval, gguf
+INSTALL_OPTIONAL = (
+    "`make optional`, or without make `pip install -c requirements.txt -r requirements-optional.txt`"
+)
+
 
 class UserError(Exception):
     """One or more problems found together; each names what was got, what is allowed and the fix.

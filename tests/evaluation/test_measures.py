@@ -230,5 +230,7 @@ def test_without_the_harness_its_install_command_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scope, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install -c requirements.txt -r requirements-optional.txt"):
+    with pytest.raises(
+        UserError, match=r"`make optional`.*pip install -c requirements.txt -r requirements-optional.txt"
+    ):
         chosen(finish(tmp_path, "sft"), "--tasks", "arc_easy")

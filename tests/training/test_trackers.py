@@ -15,7 +15,10 @@ def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     [problem] = problems("dpo", ["tensorboard", "wandb"])
     assert "tensorboard and wandb" in problem and "--set dpo.report_to=[]" in problem
-    assert "pip install -c requirements.txt -r requirements-optional.txt" in problem
+    assert (
+        "`make optional`" in problem
+        and "pip install -c requirements.txt -r requirements-optional.txt" in problem
+    )
     assert problems("dpo", []) == []
 
 

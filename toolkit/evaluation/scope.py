@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from toolkit.errors import UserError
+from toolkit.errors import INSTALL_OPTIONAL, UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.run.rundir import RunDir
@@ -132,8 +132,6 @@ def _tasks(arguments: argparse.Namespace, problems: list[str]) -> Tasks | None:
     if arguments.tasks_path and not Path(arguments.tasks_path).is_dir():
         problems.append(f"--tasks-path {arguments.tasks_path}: there is no such folder")
     if find_spec("lm_eval") is None:
-        problems.append(
-            "--tasks needs lm-evaluation-harness: pip install -c requirements.txt -r requirements-optional.txt"
-        )
+        problems.append(f"--tasks needs lm-evaluation-harness: {INSTALL_OPTIONAL}")
     names = tuple(filter(None, (name.strip() for name in arguments.tasks.split(","))))
     return Tasks(names, arguments.tasks_path, arguments.limit, not arguments.no_chat_template)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-INSTALL = "pip install -c requirements.txt -r requirements-optional.txt"
+from toolkit.errors import INSTALL_OPTIONAL
 
 
 def problems(stage: str, report_to: Sequence[str]) -> list[str]:
@@ -13,8 +13,8 @@ def problems(stage: str, report_to: Sequence[str]) -> list[str]:
     missing = [name for name in report_to if find_spec(name) is None]
     if missing:
         return [
-            f"{stage}.report_to names {' and '.join(missing)}, which is not installed here: `{INSTALL}`, or "
-            f"--set {stage}.report_to=[]"
+            f"{stage}.report_to names {' and '.join(missing)}, which is not installed here: "
+            f"{INSTALL_OPTIONAL}, or --set {stage}.report_to=[]"
         ]
     return _wandb_problems(stage) if "wandb" in report_to else []
 

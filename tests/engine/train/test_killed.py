@@ -37,10 +37,27 @@ def killed(place: str, calls: int, signals: str, name: str, runs: Path) -> "subp
     )
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_killed_again_and_again_it_ends_with_the_same_weights(name: str, whole: Path, tmp_path: Path) -> None:
-    if name == "dpo":
+@pytest.fixture(params=["sft", "dpo"])
+def name(request: pytest.FixtureRequest, whole: Path, tmp_path: Path) -> str:
+    """A stage that can run in `tmp_path`."""
+    if request.param == "dpo":
         shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
+    return str(request.param)
+
+
+def test_killed_while_it_saves_a_checkpoint_it_ends_with_the_same_weights(
+    name: str, whole: Path, tmp_path: Path
+) -> None:
+    run, first = tmp_path / "tiny" / name, {"sft": 3, "dpo": 2}[name]
+    assert killed("toolkit.run.sealing:seal", 2, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert list((run / "checkpoints" / ".staging").glob("checkpoint-*/optimizer.pt"))
+    again = run_stage(tiny(*STEPS), name, tmp_path)
+    assert f"continuing at step {first} of" in again.shown
+    assert weights(run) == weights(whole / name)
+
+
+@pytest.mark.long
+def test_killed_again_and_again_it_ends_with_the_same_weights(name: str, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "tiny" / name
     call = random.randint(1, FORWARDS[name] * LAYER[1])
     done = killed(LAYER[0], call, "SIGKILL", name, tmp_path)

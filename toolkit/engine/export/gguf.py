@@ -17,7 +17,7 @@ from rich.console import Console
 
 from toolkit.engine.export import llama_gguf
 from toolkit.engine.export.parity import Tolerance
-from toolkit.errors import UserError
+from toolkit.errors import INSTALL_OPTIONAL, UserError
 from toolkit.export.artefact import QUANTS, Wanted
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -60,7 +60,8 @@ def tools(wanted: Wanted) -> Tools:
     if folder is None and importlib.util.find_spec("gguf") is None:
         problems.append(
             "nothing here converts to GGUF: get llama.cpp (`git clone https://github.com/ggml-org/llama.cpp`) and "
-            "name its folder with --llama-cpp or LLAMA_CPP_PATH; for a Llama, `pip install gguf` is enough"
+            "name its folder with --llama-cpp or LLAMA_CPP_PATH; for a Llama the package gguf is enough: "
+            f"{INSTALL_OPTIONAL}"
         )
     binary = _binary(folder) if folder else None
     binding = importlib.util.find_spec("llama_cpp") is not None
