@@ -1,14 +1,18 @@
 """Real Unsloth on the tiny model, a few steps at a time."""
 
+import os
+import pickle
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from tests.conftest import ROOT
@@ -56,11 +60,7 @@ class Stage:
     recipe: Recipe
     run: RunDir
     report: dict[str, Any]
-    console: Console = field(repr=False)
-
-    @property
-    def shown(self) -> str:
-        return " ".join(self.console.export_text(clear=False).split())
+    shown: str = field(repr=False)
 
 
 def held_out_pairs(recipe: Recipe, loaded: Any) -> list[Any]:
@@ -75,13 +75,45 @@ def run_stage(recipe: Recipe, stage: str, runs: Path, console: Console | None = 
     engine: Any = importlib.import_module(f"toolkit.engine.train.{stage}")
     run, console = RunDir(runs, recipe.name, stage), console or Console(record=True, width=200, quiet=False)
     report = engine.run(Job(recipe, plan_stage(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
-    return Stage(recipe, run, report, console)
+    return Stage(recipe, run, report, shown_by(console))
+
+
+def shown_by(console: Console) -> str:
+    return " ".join(console.export_text(clear=False).split()) if console.record else ""
+
+
+Made = TypeVar("Made")
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What `make` returns for a folder of that name: of all workers of a test run the first one makes it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / name, base / f"{name}.pickle"
+    with FileLock(base / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            made.write_bytes(pickle.dumps(make(folder)))
+    return pickle.loads(made.read_bytes())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")
 def sft(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     """One SFT run that the tests share; nobody writes into its directory."""
-    return run_stage(tiny(), "sft", tmp_path_factory.mktemp("runs"))
+    return once(tmp_path_factory, "shared-sft", lambda runs: run_stage(tiny(), "sft", runs))
+
+
+@pytest.fixture(scope="session")
+def dpo(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """One DPO run from it that the tests share, at a learning rate that changes answers within its few steps."""
+
+    def train(runs: Path) -> Stage:
+        (runs / "tiny").mkdir()
+        (runs / "tiny" / "sft").symlink_to(sft.run.path)
+        return run_stage(tiny("dpo.learning_rate=5e-3"), "dpo", runs)
+
+    return once(tmp_path_factory, "shared-dpo", train)
 
 
 @pytest.fixture
@@ -100,10 +132,13 @@ def weights(stage: Stage | Path) -> bytes:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both stages of `STEPS`, undisturbed; nobody writes into them."""
-    runs = tmp_path_factory.mktemp("whole")
-    for name in ("sft", "dpo"):
-        run_stage(tiny(*STEPS), name, runs)
-    return runs / "tiny"
+
+    def train(runs: Path) -> Path:
+        for name in ("sft", "dpo"):
+            run_stage(tiny(*STEPS), name, runs)
+        return runs / "tiny"
+
+    return once(tmp_path_factory, "shared-steps", train)
 
 
 def start(name: str, runs: Path, *overrides: str) -> "subprocess.Popen[str]":

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.engine.conftest import Stage, held_out_pairs, run_stage, tiny
+from tests.engine.conftest import Stage, held_out_pairs, run_stage, shown_by, tiny
 from toolkit.engine.base import model, oom
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import benchmarks, evaluate, log_probs
@@ -48,7 +48,7 @@ def evaluated(recipe: Recipe, runs: Path, *words: str) -> Stage:
     scope.add_options(parser)
     run, console = RunDir(runs, recipe.name, "eval"), Console(record=True, width=200)
     chosen = scope.choose(recipe, run, parser.parse_args(words))
-    return Stage(recipe, run, evaluate.run(recipe, run, chosen, console), console)
+    return Stage(recipe, run, evaluate.run(recipe, run, chosen, console), shown_by(console))
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,6 @@ def rows_of(run: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / "answers.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def dpo(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    runs = tmp_path_factory.mktemp("runs")
-    (runs / "tiny").mkdir()
-    (runs / "tiny" / "sft").symlink_to(sft.run.path)
-    return run_stage(tiny("dpo.learning_rate=5e-3"), "dpo", runs)
-
-
 def test_dpo_starts_from_the_answers_that_sft_ended_with(sft: Stage, dpo: Stage) -> None:
     prompts = list(sft.recipe.compare.prompts)
     for stage, before in ((sft, "base"), (dpo, "sft")):

@@ -21,8 +21,8 @@ from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
 
 
-def test_training_starts_at_the_sft_policy_with_loss_ln_2(runs_with_sft: Path) -> None:
-    done = run_stage(tiny(), "dpo", runs_with_sft)
+def test_training_starts_at_the_sft_policy_with_loss_ln_2(request: pytest.FixtureRequest) -> None:
+    done: Stage = request.getfixturevalue("dpo")  # the module has the name
     first = next(json.loads(line) for line in done.run.metrics.read_text().splitlines())
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert first["rewards/margins"] == pytest.approx(0, abs=2e-3)
