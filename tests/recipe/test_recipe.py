@@ -46,6 +46,7 @@ def test_a_wrong_override_says_what_is_allowed(override: str, said: str) -> None
 
 def test_all_problems_are_reported_together_with_file_and_line(tmp_path: Path) -> None:
     text = load("tiny").to_yaml().replace("beta: 0.1", "betta: 0.1").replace("seed: 3407", "seed: many")
+    text = text.replace("  pad_token:", "  # pad_token:").replace("  end_of_turn:", "  # end_of_turn:")
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     lines = text.splitlines()
@@ -54,7 +55,7 @@ def test_all_problems_are_reported_together_with_file_and_line(tmp_path: Path) -
     assert (
         f"mine.yaml:{lines.index('  betta: 0.1') + 1}: dpo.betta: unknown key; did you mean 'beta'?" in said
     )
-    assert f"mine.yaml:{lines.index('dpo:') + 1}: dpo lacks beta" in said
+    assert f"mine.yaml:{lines.index('template:') + 1}: template lacks end_of_turn, pad_token" in said
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_the_trajectory_holds_what_shapes_the_weights_and_nothing_else() -> None
         "dpo.report_to=[tensorboard, wandb]",
         "compare.max_new_tokens=9",
         "description=x",
+        "sft.max_dropped_fraction=0.3",
     ):
         assert load("tiny", (override,)).trajectory("dpo") == before
     for override in (

@@ -13,9 +13,6 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.rundir import RunDir
 
 MODELS = ("base", *stages.names())  # in the order in which one comes from the other
-# A model under another base, template or beta is another model; of rows that were not held out then, it says nothing.
-DECIDES_MODEL = ("model.path", "model.revision", "template.", "dpo.beta")
-DECIDES_SPLIT = ("datasets", "eval_rows", "deduplicate", "max_rows", "system_turn")
 
 
 @dataclass(frozen=True)
@@ -98,18 +95,22 @@ def _changed(recipe: Recipe, run: RunDir) -> tuple[list[str], list[str]]:
     if mark is None:  # the base
         return [], []
     before, now = mark["trajectory"], recipe.trajectory(run.stage)
+    decides = recipe.what_decides()
     changed = {
         field: f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
         for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and not field.endswith(".eval_datasets")
+        if before.get(field) != now.get(field) and decides.get(field) != "held_out"
     }
-    decisive = [field for field in changed if field.startswith(DECIDES_MODEL)]
-    for stage in recipe.stages():
-        if recipe.section(stage.name).eval_rows:  # held-out rows were split off the training rows
-            split = tuple(f"{stage.name}.{field}" for field in DECIDES_SPLIT)
-            decisive += [field for field in changed if field.startswith(split) or field == "seed"]
+    # held-out rows were split off the training rows: of another split they may have been trained on
+    split_off = [stage.name for stage in recipe.stages() if recipe.section(stage.name).eval_rows]
+    decisive = [
+        field
+        for field in changed
+        if decides.get(field) == "model"
+        or (decides.get(field) == "split" and split_off and field.split(".")[0] in ("seed", *split_off))
+    ]
     if decisive:
-        listed = "; ".join(changed[field] for field in dict.fromkeys(decisive))
+        listed = "; ".join(changed[field] for field in decisive)
         return [
             f"{run.adapter} was trained with another recipe, so its numbers would not be its own; give the same "
             f"--set as then, or train it again. Changed: {listed}"

@@ -24,7 +24,7 @@ def load(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """
     file = _find(name_or_path)
     raw = yaml_file.read(file)
-    problems = [problem for override in overrides if (problem := yaml_file.override(raw, override))]
+    problems = [problem for override in overrides if (problem := yaml_file.override(raw, override, Recipe))]
     if problems:
         raise UserError(*problems)
     try:

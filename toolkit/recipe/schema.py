@@ -1,230 +1,73 @@
-"""The recipe's fields: one YAML says everything about a run, and is the only home of its values.
+"""The recipe: one YAML says everything about a run, and is the only home of its values.
 
-`load.py` reads it. Field names are the upstream ones wherever upstream has one.
+`load.py` reads it, `fields.py` says what a field declares. Field names are the upstream ones wherever upstream has one.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from toolkit.errors import UserError
 from toolkit.recipe import stages, yaml_file
+from toolkit.recipe.fields import (
+    TRAJECTORY,
+    Role,
+    Section,
+    declared,
+    key_of,
+    on_machine,
+    only_watches,
+    shapes_rows,
+    shapes_weights,
+)
+from toolkit.recipe.sections import Architecture, Compare, Lora, Memory, Model, Template
+from toolkit.recipe.stage_sections import Dpo, Sft, Source, StageSection
 from toolkit.recipe.stages import Stage
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-
-
-# Fields that change what is seen, kept or exported of a run, not its weights.
-WATCHING = {
-    "logging_steps",
-    "report_to",
-    "eval_steps",
-    "per_device_eval_batch_size",
-    "base_16bit",
-    "save_steps",
-    "save_minutes",
-    "save_within_seconds",
-    "save_total_limit",
-}
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Architecture(Section):
-    """The six numbers a plan needs, so that it can be made offline; checked against the model's config at load.
-
-    `head_dim` is hidden_size / num_attention_heads where null (Gemma's is not).
-    """
-
-    num_hidden_layers: PositiveInt
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    vocab_size: PositiveInt
-    head_dim: PositiveInt | None = None
-    tie_word_embeddings: bool = False
-
-
-class Model(Section):
-    """The base model. `path` is a Hub id or a folder, looked up beside the recipe first.
-
-    `base_16bit` is the same model in 16 bits, for `run_export.py` to merge onto, where `path` is a pre-quantised
-    copy; null: `path` itself.
-    """
-
-    path: str
-    revision: str | None
-    base_16bit: str | None
-    load_in_4bit: bool
-    trust_remote_code: bool = False
-    architecture: Architecture
-
-
-class Template(Section):
-    """How messages become text. `file` is a Jinja file beside the recipe, or "tokenizer" for the model's own."""
-
-    file: str
-    end_of_turn: str
-    pad_token: str
-
-
-class Lora(Section):
-    r: PositiveInt
-    lora_alpha: PositiveInt
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    use_rslora: bool
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-
-
-class TopK(Section):
-    column: str
-    rows: PositiveInt
-
-
-class Source(Section):
-    """One set of rows: a Hub id, or local files (.jsonl, .json, .csv, .parquet; a glob; a saved dataset's folder).
-
-    `rows_schema` names the schema where the columns alone do not tell it (`schema` in the YAML). Of several sets
-    `rows` takes that many rows of this one into the mix, or `weight` its share of it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-    path: str
-    name: str | None = None
-    data_dir: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    rows_schema: Annotated[str | None, Field(alias="schema")] = None
-    filter: str | None = None
-    top_k: TopK | None = None
-    rows: PositiveInt | None = None
-    weight: PositiveFloat | None = None
-
-
-class StageSection(Section):
-    """What every stage has: which rows, how they are cut, and how the optimizer walks over them.
-
-    `group_by_length` puts rows of like length into a batch: less padding, in an order fixed by the seed. A checkpoint
-    is saved every `save_steps` steps, and `save_minutes` minutes after the last one; one that takes longer than
-    `save_within_seconds` is warned of.
-    """
-
-    datasets: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
-    eval_datasets: Annotated[tuple[Source, ...], Field(strict=False)]
-    eval_rows: Annotated[int, Field(ge=0)]
-    deduplicate: bool
-    max_rows: PositiveInt | None
-    max_dropped_fraction: Fraction
-    system_turn: Literal["keep", "merge"]
-    max_length: Annotated[int, Field(ge=8)]
-    overlong: Literal["cut", "drop"]
-    group_by_length: bool
-    num_train_epochs: PositiveFloat
-    max_steps: PositiveInt | None
-    effective_batch_size: PositiveInt
-    per_device_eval_batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_steps: NonNegativeFloat
-    weight_decay: NonNegativeFloat
-    max_grad_norm: NonNegativeFloat
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
-    logging_steps: PositiveInt
-    report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Field(strict=False)]
-    eval_steps: PositiveInt | None
-    save_steps: PositiveInt
-    save_minutes: PositiveFloat | None
-    save_within_seconds: PositiveFloat
-    save_total_limit: PositiveInt
-
-    @model_validator(mode="after")
-    def _held_out_rows_are_named_once(self) -> StageSection:
-        if self.eval_steps and not (self.eval_datasets or self.eval_rows):
-            raise ValueError(
-                "eval_steps is set but eval_datasets is empty and eval_rows is 0: nothing to evaluate"
-            )
-        if self.eval_datasets and self.eval_rows:
-            raise ValueError("eval_datasets and eval_rows are both set: take one source of held-out rows")
-        return self
-
-    @model_validator(mode="after")
-    def _all_sets_of_a_mix_have_a_weight_or_none(self) -> StageSection:
-        weights = [source.weight is not None for source in self.datasets]
-        if any(weights) and not (all(weights) and len(weights) > 1):
-            raise ValueError("datasets: a weight is a share of a mix, so give one to each of several sets")
-        if any(source.weight is not None for source in self.eval_datasets):
-            raise ValueError("eval_datasets: held-out sets are not mixed, so they take no weight")
-        return self
-
-
-class Sft(StageSection):
-    """`packing` fills each sequence of `max_length` with several rows (GPU only; the CPU backend pads)."""
-
-    packing: bool
-
-
-class Dpo(StageSection):
-    beta: PositiveFloat
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
-    precompute_ref_batch_size: PositiveInt
-
-
-class Compare(Section):
-    """Prompts answered side by side, and `questions`: rows {messages, answer} that measure correct answers.
-
-    `mix_lengths` puts prompts of unlike length into one batch, padded; without it a batch holds one length only.
-    """
-
-    prompts: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    questions: str | None
-    system: str | None
-    max_new_tokens: PositiveInt
-    batch_size: PositiveInt
-    mix_lengths: bool
-    do_sample: bool
-    temperature: PositiveFloat
-    top_p: Annotated[float, Field(gt=0, le=1)]
-
-
-class Memory(Section):
-    """How the card's memory is spent; `auto` is worked out by `memory.plan` and can be pinned by copying it here.
-
-    `alloc_conf` goes to the allocator variable that the installed torch reads, before torch is imported.
-    `budget_gib` is what a run may allocate. `recompute_layers` decoder layers recompute their activations.
-    `per_device_train_batch_size` rows (pairs in DPO) go through the model at once; accumulation follows from the
-    stage's `effective_batch_size`. `loss_chunk_gib` bounds the logits that exist at one time.
-    """
-
-    alloc_conf: str
-    budget_gib: Literal["auto"] | PositiveFloat
-    recompute_layers: Literal["auto", "all", "none"] | Annotated[int, Field(ge=0)]
-    per_device_train_batch_size: Literal["auto"] | PositiveInt
-    loss_chunk_gib: Literal["auto"] | PositiveFloat
+__all__ = [
+    "Architecture",
+    "Compare",
+    "Dpo",
+    "Lora",
+    "Memory",
+    "Model",
+    "Recipe",
+    "Sft",
+    "Source",
+    "StageSection",
+    "Template",
+]
 
 
 class Recipe(Section):
-    """Everything that shapes a run. `gpu` names the card it is made for; null runs without one."""
+    """Everything that shapes a run."""
 
-    description: str
-    gpu: str | None
-    seed: Annotated[int, Field(ge=0)]
+    description: Annotated[
+        str, only_watches("one line for people, shown in comparisons and model cards", "true of every recipe")
+    ] = "A language model, fine-tuned on one GPU"
+    gpu: Annotated[
+        str | None,
+        on_machine("the card it is made for; refused where there is none", "null: runs without one"),
+    ] = None
+    seed: Annotated[
+        int,
+        Field(ge=0),
+        shapes_rows("of row order, LoRA, dropout and sampling", "Unsloth's notebooks", "split"),
+    ] = 3407
     model: Model
     template: Template
-    lora: Lora
-    memory: Memory
-    sft: Sft | None
-    dpo: Dpo | None
-    compare: Compare
+    lora: Lora = Lora()
+    memory: Memory = Memory()
+    sft: Annotated[Sft | None, shapes_weights("supervised fine-tuning", "null: there is no such stage")] = (
+        None
+    )
+    dpo: Annotated[Dpo | None, shapes_weights("preference optimisation", "null: there is no such stage")] = (
+        None
+    )
+    compare: Compare = Compare()
 
     _file: Path = PrivateAttr(default=Path("recipe.yaml"))
 
@@ -280,19 +123,24 @@ class Recipe(Section):
         return path
 
     def to_yaml(self) -> str:
-        """The recipe with every value spelled out, loadable again."""
-        return yaml_file.dump(self.model_dump(mode="json", by_alias=True))
+        """The recipe with every value spelled out, loadable again; `# default` beside what was not written."""
+        return yaml_file.dump(self.model_dump(mode="json", by_alias=True), self.unwritten())
 
     def trajectory(self, stage: str) -> dict[str, Any]:
         """The values that shape the weights of a stage, by dotted path; those of the stages before it too."""
-        sections = {"seed", "model", "template", "lora"} | {one.name for one in stages.lineage(stage)}
-        values = _flatten(self.model_dump(mode="json", by_alias=True, include=sections))
-        return {path: value for path, value in values.items() if path.split(".")[-1] not in WATCHING}
+        others = set(stages.names()) - {one.name for one in stages.lineage(stage)}
+        return {
+            path: value
+            for path, key, value in self.leaves()
+            if key.role in TRAJECTORY and path.split(".")[0] not in others
+        }
 
+    def row_values(self, section: StageSection) -> dict[str, Any]:
+        """The values that decide the rows of a stage: its section's own, and what holds for all stages."""
+        shared = (leaf for leaf in self.leaves() if leaf[0].split(".")[0] not in stages.names())
+        return {path: value for path, key, value in (*shared, *section.leaves()) if key.role is Role.ROWS}
 
-def _flatten(node: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {path: node}
-    return {
-        k: v for key, value in node.items() for k, v in _flatten(value, f"{path}.{key}".lstrip(".")).items()
-    }
+    @classmethod
+    def what_decides(cls) -> dict[str, str | None]:
+        """What another value means to an evaluation, by dotted path; see `fields.Key`."""
+        return {path: key.decides for path, field in declared(cls) if (key := key_of(field))}

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import difflib
 import io
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from toolkit.errors import UserError
 
 
-def dump(values: dict[str, Any]) -> str:
-    """The mapping as YAML text."""
+def dump(values: dict[str, Any], defaults: Container[tuple[str | int, ...]] = ()) -> str:
+    """The mapping as YAML text, with `# default` beside the values at the paths of `defaults`."""
     stream = io.StringIO()
-    _yaml().dump(values, stream)
+    _yaml().dump(_commented(values, defaults), stream)
     return stream.getvalue()
+
+
+def _commented(
+    node: Any, defaults: Container[tuple[str | int, ...]], path: tuple[str | int, ...] = ()
+) -> Any:
+    if isinstance(node, list):
+        return [_commented(item, defaults, (*path, at)) for at, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    commented = CommentedMap()
+    for key, value in node.items():
+        commented[key] = _commented(value, defaults, (*path, key))
+        if (*path, key) in defaults:
+            commented.yaml_add_eol_comment("default", key, column=0)
+    return commented
 
 
 def _yaml() -> YAML:
     yaml = YAML(typ="rt")
     yaml.default_flow_style = False
     yaml.width = 110
+    yaml.representer.add_representer(type(None), _null)
     return yaml
+
+
+def _null(representer: Any, value: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def read(file: Path) -> Any:
@@ -55,8 +77,11 @@ def plain(node: Any) -> Any:
     return node
 
 
-def override(raw: Any, text: str) -> str | None:
-    """Applies one `--set dotted.path=value` to the raw mapping; returns what is wrong with it, if anything."""
+def override(raw: Any, text: str, schema: type[BaseModel]) -> str | None:
+    """Applies one `--set dotted.path=value` to the raw mapping; returns what is wrong with it, if anything.
+
+    A section that the file leaves out to its defaults is made.
+    """
     dotted, equals, value_text = text.partition("=")
     if not equals or not dotted:
         return f"--set {text}: expected dotted.path=value, for example --set dpo.beta=0.2"
@@ -75,7 +100,10 @@ def override(raw: Any, text: str) -> str | None:
         elif not isinstance(node, dict):
             return f"--set {text}: {here} is {node!r}, which has no key {key!r}"
         elif not last and key not in node:
-            return f"--set {text}: {here} has no key {key!r}{_near(key, list(node))}"
+            known = _keys_at(keys[:depth], schema)
+            if key not in known or not _section_at(keys[: depth + 1], schema):
+                return f"--set {text}: {here} has no key {key!r}{_near(key, known)}"
+            node[key] = {}
         if last:
             node[key] = value
         else:
@@ -110,7 +138,7 @@ def explain(
     for loc, keys in missing.items():
         line, section = _line(raw, loc), ".".join(map(str, loc)) or "the recipe"
         lines.append(
-            (line, f"{file.name}:{line}: {section} lacks {', '.join(keys)}; every key is written out")
+            (line, f"{file.name}:{line}: {section} lacks {', '.join(keys)}: there is no default for that")
         )
     return [text for _, text in sorted(lines, key=lambda item: item[0])]
 
@@ -118,17 +146,21 @@ def explain(
 def _what(problem: Any, loc: tuple[Any, ...], schema: type[BaseModel]) -> str:
     got = problem["input"]
     if problem["type"] == "extra_forbidden":
-        section = _section_at(loc[:-1], schema)
-        known = [field.alias or name for name, field in section.model_fields.items()] if section else []
-        return f"unknown key{_near(str(loc[-1]), known)}"
+        return f"unknown key{_near(str(loc[-1]), _keys_at(loc[:-1], schema))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return message if isinstance(got, (dict, list)) else f"got {got!r}: {message}"
 
 
-def _section_at(loc: tuple[Any, ...], section: type[BaseModel]) -> type[BaseModel] | None:
+def _keys_at(loc: Sequence[Any], schema: type[BaseModel]) -> list[str]:
+    """The keys of the section that a path leads to; [] where it leads to none."""
+    section = _section_at(loc, schema)
+    return [field.alias or name for name, field in section.model_fields.items()] if section else []
+
+
+def _section_at(loc: Sequence[Any], section: type[BaseModel]) -> type[BaseModel] | None:
     """The section class that a path of keys leads to."""
     for part in loc:
-        if isinstance(part, int):
+        if str(part).isdigit():
             continue
         field = section.model_fields.get(str(part))
         if field is None:

@@ -31,7 +31,7 @@ def describe(recipe: Recipe, machine: Hardware, environment: Environment) -> dic
     gpu = machine.gpu
     return {
         "recipe": recipe.name,
-        "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
+        "recipe_sha256": hashlib.sha256(recipe.model_dump_json(by_alias=True).encode()).hexdigest(),
         "seed": recipe.seed,
         "base_model": {"path": recipe.model.path, "revision": recipe.model.revision},
         "command": redacted(" ".join(sys.argv)),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from toolkit.engine.train import sft as sft_stage
 from toolkit.engine.train import stage
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe import stages
+from toolkit.recipe.fields import shapes_weights
 from toolkit.recipe.schema import Recipe, Sft
 from toolkit.report.run_page import write
 from toolkit.run.rundir import RunDir
@@ -20,7 +22,7 @@ from toolkit.training.job import Job
 class WithAnother(Recipe):
     """Chats again, from where SFT ended."""
 
-    again: Sft | None = None
+    again: Annotated[Sft | None, shapes_weights("once more", default="there is none")] = None
 
 
 def test_a_third_stage_trains_on_the_adapter_before_it(

@@ -27,16 +27,6 @@ from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe, Source, StageSection
 from toolkit.recipe.stages import RowKind
 
-FIELDS = {
-    "datasets",
-    "eval_datasets",
-    "eval_rows",
-    "deduplicate",
-    "max_rows",
-    "system_turn",
-    "max_length",
-    "overlong",
-}
 CODE = (
     "data/accounting data/json_stream data/masking data/reasons data/rows data/schemas data/selection data/sets "
     "data/sources data/template data/turns engine/data/preparation engine/data/cache engine/data/reading"
@@ -54,8 +44,7 @@ def key_of_rows(recipe: Recipe, section: StageSection, kind: RowKind, masking: M
     tokenizer = json.loads(masking.tokenizer.to_str())
     facts = {
         "kind": kind,
-        "seed": recipe.seed,
-        "fields": section.model_dump(mode="json", include=FIELDS),
+        "fields": recipe.row_values(section),
         "rows": [_content(recipe, source) for source in (*section.datasets, *section.eval_datasets)],
         # what masking sets aside does not count: transformers leaves truncation and padding as last used
         "tokenizer": {

@@ -1,0 +1,194 @@
+"""The sections that hold for all stages: the model, its template and LoRA, the comparison, the memory."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from toolkit.recipe.fields import Section, on_machine, only_exports, only_watches, shapes_rows, shapes_weights
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Texts = tuple[str, ...]
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROMPTS = (
+    "Explain in three sentences why the sky is blue.",
+    "A train leaves at 14:35 and arrives at 17:10. How long is the journey?",
+    "Write a short, friendly note that asks a neighbour to be quiet at night.",
+)
+
+
+class Architecture(Section):
+    """The numbers a plan needs, from the model's config.json, so that it can be made offline; checked at load."""
+
+    num_hidden_layers: Annotated[PositiveInt, shapes_weights("decoder layers")]
+    hidden_size: Annotated[PositiveInt, shapes_weights("width of the residual stream")]
+    intermediate_size: Annotated[PositiveInt, shapes_weights("width of the MLP")]
+    num_attention_heads: Annotated[PositiveInt, shapes_weights("query heads")]
+    num_key_value_heads: Annotated[PositiveInt, shapes_weights("key and value heads")]
+    vocab_size: Annotated[PositiveInt, shapes_weights("rows of the embedding")]
+    head_dim: Annotated[
+        PositiveInt | None,
+        shapes_weights("width of a head", "null: hidden_size / num_attention_heads, which Gemma's is not"),
+    ] = None
+    tie_word_embeddings: Annotated[
+        bool, shapes_weights("one matrix is embedding and head", "Llama's and Mistral's are two")
+    ] = False
+
+
+class Model(Section):
+    """The base model."""
+
+    path: Annotated[
+        str, shapes_weights("a Hub id, or a folder, looked up beside the recipe first", decides="model")
+    ]
+    revision: Annotated[
+        str | None, shapes_weights("commit, tag or branch on the Hub", "null: the repository's main", "model")
+    ] = None
+    base_16bit: Annotated[
+        str | None,
+        only_exports(
+            "the same model in 16 bits, for `run_export.py` to merge onto where `path` is a pre-quantised copy",
+            "null: `path` itself",
+        ),
+    ] = None
+    load_in_4bit: Annotated[
+        bool,
+        shapes_weights(
+            "quantise the base to NF4 as it is loaded (QLoRA)", "an 8B model then fits a 24 GB card"
+        ),
+    ] = True
+    trust_remote_code: Annotated[
+        bool,
+        shapes_weights("run the Python code that the model's repository brings", "it is someone else's code"),
+    ] = False
+    architecture: Architecture
+
+
+class Template(Section):
+    """How messages become text."""
+
+    file: Annotated[
+        str,
+        shapes_rows('a Jinja file beside the recipe, or "tokenizer" for the model\'s own', decides="model"),
+    ]
+    end_of_turn: Annotated[
+        str, shapes_rows("the token that closes every answer; must be one token", decides="model")
+    ]
+    pad_token: Annotated[
+        str,
+        shapes_weights(
+            "a token of the vocabulary that is no end token; left out of the loss", decides="model"
+        ),
+    ]
+
+
+class Lora(Section):
+    """The adapter that is trained; all stages share it."""
+
+    r: Annotated[PositiveInt, shapes_weights("rank of each module's update", "Unsloth's notebooks")] = 16
+    lora_alpha: Annotated[
+        PositiveInt,
+        shapes_weights("the update is scaled by lora_alpha / r", "Unsloth's notebooks: alpha = r"),
+    ] = 16
+    lora_dropout: Annotated[
+        float,
+        Field(ge=0, lt=1),
+        shapes_weights(
+            "share of inputs of the adapter set to 0 in training", "Unsloth's fused kernels need 0"
+        ),
+    ] = 0.0
+    use_rslora: Annotated[
+        bool, shapes_weights("scale by lora_alpha / sqrt(r) instead", "Unsloth's notebooks")
+    ] = False
+    target_modules: Annotated[
+        Texts,
+        Field(min_length=1, strict=False),
+        shapes_weights(
+            "the linear layers that get an adapter", "all of them, as QLoRA (Dettmers et al. 2023) found best"
+        ),
+    ] = LINEARS
+
+
+class Compare(Section):
+    """What `run_compare.py` asks base, SFT and DPO, and how they answer; each stage's report asks the same prompts."""
+
+    prompts: Annotated[
+        Texts,
+        Field(min_length=1, strict=False),
+        only_watches("prompts that are answered side by side", "three of general use; your own say more"),
+    ] = PROMPTS
+    questions: Annotated[
+        str | None,
+        only_watches(
+            "a file of rows {messages, answer} that measure correct answers", "null: nothing is measured so"
+        ),
+    ] = None
+    system: Annotated[str | None, only_watches("a system turn before every prompt", "null: none")] = None
+    max_new_tokens: Annotated[
+        PositiveInt, only_watches("tokens of an answer at most", "as the shipped recipes of 7B and 8B models")
+    ] = 384
+    batch_size: Annotated[
+        PositiveInt,
+        only_watches("prompts that are answered at once", "as the shipped recipes of 7B and 8B models"),
+    ] = 8
+    mix_lengths: Annotated[
+        bool,
+        only_watches(
+            "prompts of unlike length go into one batch, padded; false: a batch holds one length only",
+            "with few prompts, one length a batch would be one prompt a batch",
+        ),
+    ] = True
+    do_sample: Annotated[
+        bool,
+        only_watches(
+            "draw tokens instead of taking the likeliest", "a difference is the model's, not the dice's"
+        ),
+    ] = False
+    temperature: Annotated[
+        PositiveFloat, only_watches("of the draw, with do_sample", "as the shipped recipes")
+    ] = 0.7
+    top_p: Annotated[
+        float,
+        Field(gt=0, le=1),
+        only_watches(
+            "draw from the likeliest tokens that hold this share, with do_sample", "as the shipped recipes"
+        ),
+    ] = 0.9
+
+
+class Memory(Section):
+    """How the card's memory is spent. `auto` is worked out by the plan and can be pinned by copying it from there."""
+
+    alloc_conf: Annotated[
+        str,
+        on_machine("settings of the CUDA allocator, set before torch is imported", "Unsloth's own setting"),
+    ] = "expandable_segments:True"
+    budget_gib: Annotated[
+        Literal["auto"] | PositiveFloat,
+        on_machine(
+            "GiB that a run may allocate", "what the card has, less context and reserve; a share of the RAM"
+        ),
+    ] = "auto"
+    recompute_layers: Annotated[
+        Literal["auto", "all", "none"] | Annotated[int, Field(ge=0)],
+        on_machine("decoder layers that recompute their activations", "as few as fit: each costs time"),
+    ] = "auto"
+    per_device_train_batch_size: Annotated[
+        Literal["auto"] | PositiveInt,
+        on_machine(
+            "rows (pairs in DPO) that go through the model at once; must divide effective_batch_size",
+            "as many as fit, up to about 4,096 tokens: more buys no speed",
+        ),
+    ] = "auto"
+    loss_chunk_gib: Annotated[
+        Literal["auto"] | PositiveFloat,
+        on_machine(
+            "GiB of logits that exist at one time",
+            "0.5, less where nothing else fits, more where there is room",
+        ),
+    ] = "auto"

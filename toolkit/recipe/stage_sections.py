@@ -1,0 +1,233 @@
+"""The sections of the stages: which rows, how they are cut, and how the optimizer walks over them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from toolkit.recipe.fields import Section, only_watches, shapes_rows, shapes_weights
+from toolkit.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+
+
+class TopK(Section):
+    """The rows with the largest values of a column."""
+
+    column: Annotated[str, shapes_rows("a column of numbers")]
+    rows: Annotated[PositiveInt, shapes_rows("how many rows")]
+
+
+class Source(Section):
+    """One set of rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+    path: Annotated[
+        str,
+        shapes_rows(
+            "a Hub id, or local files (.jsonl, .json, .csv, .parquet; a glob; a saved dataset's folder), "
+            "looked up beside the recipe first"
+        ),
+    ]
+    name: Annotated[str | None, shapes_rows("configuration of a Hub set", "null: its only one")] = None
+    data_dir: Annotated[str | None, shapes_rows("folder of a Hub set", "null: all of it")] = None
+    split: Annotated[str, shapes_rows("split of a Hub or saved set", "the usual name")] = "train"
+    revision: Annotated[
+        str | None, shapes_rows("commit, tag or branch on the Hub", "null: the repository's main")
+    ] = None
+    rows_schema: Annotated[
+        str | None,
+        Field(alias="schema"),
+        shapes_rows(
+            "the rows' layout, where the columns alone do not tell it", "null: recognised by the columns"
+        ),
+    ] = None
+    filter: Annotated[
+        str | None,
+        shapes_rows('conditions on columns, e.g. `score >= 4 and lang == "en"`', "null: every row"),
+    ] = None
+    top_k: Annotated[
+        TopK | None, shapes_rows("only the rows with the largest values of a column", "null: every row")
+    ] = None
+    rows: Annotated[PositiveInt | None, shapes_rows("take that many rows of this set", "null: all")] = None
+    weight: Annotated[
+        PositiveFloat | None,
+        shapes_rows("share of this set in the mix; one for each of several sets, or none", "null: all rows"),
+    ] = None
+
+
+class StageSection(Section):
+    """What every stage has."""
+
+    datasets: Annotated[
+        tuple[Source, ...],
+        Field(min_length=1, strict=False),
+        shapes_rows("the sets that are trained on", decides="split"),
+    ]
+    eval_datasets: Annotated[
+        tuple[Source, ...],
+        Field(strict=False),
+        shapes_rows("sets that are held out", "[]: none", "held_out"),
+    ] = ()
+    eval_rows: Annotated[
+        int,
+        Field(ge=0),
+        shapes_rows(
+            "rows of `datasets` that are held out, by prompt", "0: none; 500 tell a loss to 0.02", "split"
+        ),
+    ] = 0
+    deduplicate: Annotated[
+        bool,
+        shapes_rows(
+            "use a row that repeats once", "else it counts twice, or is held out and trained", "split"
+        ),
+    ] = True
+    max_rows: Annotated[
+        PositiveInt | None, shapes_rows("rows that are used at most", "null: all", "split")
+    ] = None
+    max_dropped_fraction: Annotated[
+        Fraction,
+        only_watches(
+            "stop before training when a larger share of the rows is unusable",
+            "more than a tenth means a wrong schema or length: stop and look",
+        ),
+    ] = 0.1
+    system_turn: Annotated[
+        Literal["keep", "merge"],
+        shapes_rows(
+            "keep system turns, or merge them into the first user turn", "most templates have one", "split"
+        ),
+    ] = "keep"
+    max_length: Annotated[int, Field(ge=8), shapes_rows("tokens of a row at most", "Unsloth's notebooks")] = (
+        2048
+    )
+    overlong: Annotated[
+        Literal["cut", "drop"],
+        shapes_rows("cut a longer row, or drop it", "a cut answer has no end token and teaches to run on"),
+    ] = "drop"
+    group_by_length: Annotated[
+        bool,
+        shapes_weights("rows of like length share a batch, in an order fixed by the seed", "less padding"),
+    ] = True
+    num_train_epochs: Annotated[
+        PositiveFloat, shapes_weights("passes over the rows", "Unsloth's guide: 1 to 3")
+    ] = 1.0
+    max_steps: Annotated[
+        PositiveInt | None,
+        shapes_weights("optimizer steps; wins over num_train_epochs", "null: the epochs decide"),
+    ] = None
+    effective_batch_size: Annotated[
+        PositiveInt,
+        shapes_weights(
+            "rows (pairs in DPO) of an optimizer step; accumulation follows",
+            "alignment-handbook on one GPU: 4 x 4",
+        ),
+    ] = 16
+    per_device_eval_batch_size: Annotated[
+        PositiveInt, only_watches("held-out rows that are evaluated at once", "takes the least memory")
+    ] = 1
+    learning_rate: Annotated[PositiveFloat, shapes_weights("peak of the schedule")]
+    lr_scheduler_type: Annotated[
+        Literal["linear", "cosine", "constant", "constant_with_warmup"],
+        shapes_weights("course of the learning rate after the warm-up", "Unsloth's notebooks"),
+    ] = "linear"
+    warmup_steps: Annotated[
+        NonNegativeFloat,
+        shapes_weights("steps until the peak; below 1 a share of all steps", "alignment-handbook: a tenth"),
+    ] = 0.1
+    weight_decay: Annotated[NonNegativeFloat, shapes_weights("of AdamW", "transformers' default")] = 0.0
+    max_grad_norm: Annotated[
+        NonNegativeFloat, shapes_weights("a longer gradient is cut to this norm", "transformers' default")
+    ] = 1.0
+    optim: Annotated[
+        Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"],
+        shapes_weights(
+            "the optimizer; on a CPU always AdamW in 32 bits", "Unsloth's notebooks: a quarter of its memory"
+        ),
+    ] = "adamw_8bit"
+    logging_steps: Annotated[
+        PositiveInt, only_watches("steps between two lines of the log", "alignment-handbook's for DPO")
+    ] = 10
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb"], ...],
+        Field(strict=False),
+        only_watches("trackers beside metrics.jsonl; need requirements-optional.txt", "[]: none"),
+    ] = ()
+    eval_steps: Annotated[
+        PositiveInt | None, only_watches("steps between two evaluations", "null: once, at the end")
+    ] = None
+    save_steps: Annotated[
+        PositiveInt, only_watches("steps between two checkpoints", "alignment-handbook")
+    ] = 100
+    save_minutes: Annotated[
+        PositiveFloat | None,
+        only_watches(
+            "a checkpoint also this many minutes after the last one", "bounds what a lost pod costs"
+        ),
+    ] = 20.0
+    save_within_seconds: Annotated[
+        PositiveFloat,
+        only_watches("warn of a checkpoint that takes longer", "half of the 10 s that `docker stop` leaves"),
+    ] = 5.0
+    save_total_limit: Annotated[
+        PositiveInt,
+        only_watches("checkpoints that are kept", "the last one, and the one before should it be damaged"),
+    ] = 2
+
+    @model_validator(mode="after")
+    def _held_out_rows_are_named_once(self) -> StageSection:
+        if self.eval_steps and not (self.eval_datasets or self.eval_rows):
+            raise ValueError(
+                "eval_steps is set but eval_datasets is empty and eval_rows is 0: nothing to evaluate"
+            )
+        if self.eval_datasets and self.eval_rows:
+            raise ValueError("eval_datasets and eval_rows are both set: take one source of held-out rows")
+        return self
+
+    @model_validator(mode="after")
+    def _all_sets_of_a_mix_have_a_weight_or_none(self) -> StageSection:
+        weights = [source.weight is not None for source in self.datasets]
+        if any(weights) and not (all(weights) and len(weights) > 1):
+            raise ValueError("datasets: a weight is a share of a mix, so give one to each of several sets")
+        if any(source.weight is not None for source in self.eval_datasets):
+            raise ValueError("eval_datasets: held-out sets are not mixed, so they take no weight")
+        return self
+
+
+class Sft(StageSection):
+    """Supervised fine-tuning: rows are conversations."""
+
+    learning_rate: Annotated[
+        PositiveFloat, shapes_weights("peak of the schedule", "Unsloth's notebooks and guide for LoRA")
+    ] = 2e-4
+    packing: Annotated[
+        bool,
+        shapes_weights(
+            "fill each sequence of max_length with several rows (GPU only)", "like lengths already pad little"
+        ),
+    ] = False
+
+
+class Dpo(StageSection):
+    """Direct preference optimisation: rows are pairs."""
+
+    learning_rate: Annotated[
+        PositiveFloat, shapes_weights("peak of the schedule", "Unsloth's notebook and guide for DPO")
+    ] = 5e-6
+    beta: Annotated[
+        PositiveFloat,
+        shapes_weights(
+            "how strongly the policy is held to its reference", "Rafailov et al. 2023, appendix B", "model"
+        ),
+    ] = 0.1
+    label_smoothing: Annotated[
+        float,
+        Field(ge=0, lt=0.5),
+        shapes_weights(
+            "share of the pairs taken to be the wrong way round", "Rafailov et al. 2023, equation 7"
+        ),
+    ] = 0.0
+    precompute_ref_batch_size: Annotated[
+        PositiveInt,
+        shapes_weights("pairs of the reference pass at once", "forward only: about 2 GB for an 8B model"),
+    ] = 4
