@@ -7,6 +7,7 @@
 #   make test                            the test suite; make test ARGS="-k masking" for a part of it
 #   make test-long                       what the test suite leaves out: campaigns of minutes
 #   make lint                            ruff, formatting, types
+#   make docs                            docs/recipe.md, from the recipe's schema
 #   make setup                           .venv alone; make setup PYTHON=python3.12 to choose the interpreter
 #   make optional                        adds TensorBoard, W&B, `run_eval.py --tasks` and GGUF; `make test` adds it too
 #   make clean                           removes caches; .venv and runs/ stay
@@ -36,7 +37,7 @@ $(shell rm -f $(INSTALLED))
 endif
 endif
 
-.PHONY: help setup optional run test test-long lint clean
+.PHONY: help setup optional run test test-long lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +64,9 @@ lint: $(DEV)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+
+docs: $(INSTALLED)
+	$(VENV_PYTHON) -m toolkit.recipe.document > docs/recipe.md
 
 # A stamp goes first and comes back last, so that an install which was cut short is taken up again.
 # The Dockerfile repeats the pip steps; tests/test_setup.py holds the two together.

@@ -50,7 +50,7 @@ class Recipe(Section):
     ] = "A language model, fine-tuned on one GPU"
     gpu: Annotated[
         str | None,
-        on_machine("the card it is made for; refused where there is none", "null: runs without one"),
+        on_machine("the card it is made for; refused where there is none", "runs without one"),
     ] = None
     seed: Annotated[
         int,
@@ -61,12 +61,8 @@ class Recipe(Section):
     template: Template
     lora: Lora = Lora()
     memory: Memory = Memory()
-    sft: Annotated[Sft | None, shapes_weights("supervised fine-tuning", "null: there is no such stage")] = (
-        None
-    )
-    dpo: Annotated[Dpo | None, shapes_weights("preference optimisation", "null: there is no such stage")] = (
-        None
-    )
+    sft: Annotated[Sft | None, shapes_weights("supervised fine-tuning", "there is no such stage")] = None
+    dpo: Annotated[Dpo | None, shapes_weights("preference optimisation", "there is no such stage")] = None
     compare: Compare = Compare()
 
     _file: Path = PrivateAttr(default=Path("recipe.yaml"))

@@ -33,7 +33,7 @@ class Architecture(Section):
     vocab_size: Annotated[PositiveInt, shapes_weights("rows of the embedding")]
     head_dim: Annotated[
         PositiveInt | None,
-        shapes_weights("width of a head", "null: hidden_size / num_attention_heads, which Gemma's is not"),
+        shapes_weights("width of a head", "hidden_size / num_attention_heads, which Gemma's is not"),
     ] = None
     tie_word_embeddings: Annotated[
         bool, shapes_weights("one matrix is embedding and head", "Llama's and Mistral's are two")
@@ -47,13 +47,13 @@ class Model(Section):
         str, shapes_weights("a Hub id, or a folder, looked up beside the recipe first", decides="model")
     ]
     revision: Annotated[
-        str | None, shapes_weights("commit, tag or branch on the Hub", "null: the repository's main", "model")
+        str | None, shapes_weights("commit, tag or branch on the Hub", "the repository's main", "model")
     ] = None
     base_16bit: Annotated[
         str | None,
         only_exports(
             "the same model in 16 bits, for `run_export.py` to merge onto where `path` is a pre-quantised copy",
-            "null: `path` itself",
+            "`path` itself",
         ),
     ] = None
     load_in_4bit: Annotated[
@@ -125,10 +125,10 @@ class Compare(Section):
     questions: Annotated[
         str | None,
         only_watches(
-            "a file of rows {messages, answer} that measure correct answers", "null: nothing is measured so"
+            "a file of rows {messages, answer} that measure correct answers", "nothing is measured so"
         ),
     ] = None
-    system: Annotated[str | None, only_watches("a system turn before every prompt", "null: none")] = None
+    system: Annotated[str | None, only_watches("a system turn before every prompt", "none")] = None
     max_new_tokens: Annotated[
         PositiveInt, only_watches("tokens of an answer at most", "as the shipped recipes of 7B and 8B models")
     ] = 384

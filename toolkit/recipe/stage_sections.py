@@ -29,30 +29,28 @@ class Source(Section):
             "looked up beside the recipe first"
         ),
     ]
-    name: Annotated[str | None, shapes_rows("configuration of a Hub set", "null: its only one")] = None
-    data_dir: Annotated[str | None, shapes_rows("folder of a Hub set", "null: all of it")] = None
+    name: Annotated[str | None, shapes_rows("configuration of a Hub set", "its only one")] = None
+    data_dir: Annotated[str | None, shapes_rows("folder of a Hub set", "all of it")] = None
     split: Annotated[str, shapes_rows("split of a Hub or saved set", "the usual name")] = "train"
     revision: Annotated[
-        str | None, shapes_rows("commit, tag or branch on the Hub", "null: the repository's main")
+        str | None, shapes_rows("commit, tag or branch on the Hub", "the repository's main")
     ] = None
     rows_schema: Annotated[
         str | None,
         Field(alias="schema"),
-        shapes_rows(
-            "the rows' layout, where the columns alone do not tell it", "null: recognised by the columns"
-        ),
+        shapes_rows("the rows' layout, where the columns alone do not tell it", "recognised by the columns"),
     ] = None
     filter: Annotated[
         str | None,
-        shapes_rows('conditions on columns, e.g. `score >= 4 and lang == "en"`', "null: every row"),
+        shapes_rows('conditions on columns, e.g. `score >= 4 and lang == "en"`', "every row"),
     ] = None
     top_k: Annotated[
-        TopK | None, shapes_rows("only the rows with the largest values of a column", "null: every row")
+        TopK | None, shapes_rows("only the rows with the largest values of a column", "every row")
     ] = None
-    rows: Annotated[PositiveInt | None, shapes_rows("take that many rows of this set", "null: all")] = None
+    rows: Annotated[PositiveInt | None, shapes_rows("take that many rows of this set", "all")] = None
     weight: Annotated[
         PositiveFloat | None,
-        shapes_rows("share of this set in the mix; one for each of several sets, or none", "null: all rows"),
+        shapes_rows("share of this set in the mix; one for each of several sets, or none", "all rows"),
     ] = None
 
 
@@ -67,13 +65,13 @@ class StageSection(Section):
     eval_datasets: Annotated[
         tuple[Source, ...],
         Field(strict=False),
-        shapes_rows("sets that are held out", "[]: none", "held_out"),
+        shapes_rows("sets that are held out", "none", "held_out"),
     ] = ()
     eval_rows: Annotated[
         int,
         Field(ge=0),
         shapes_rows(
-            "rows of `datasets` that are held out, by prompt", "0: none; 500 tell a loss to 0.02", "split"
+            "rows of `datasets` that are held out, by prompt", "none; 500 tell a loss to 0.02", "split"
         ),
     ] = 0
     deduplicate: Annotated[
@@ -82,9 +80,7 @@ class StageSection(Section):
             "use a row that repeats once", "else it counts twice, or is held out and trained", "split"
         ),
     ] = True
-    max_rows: Annotated[
-        PositiveInt | None, shapes_rows("rows that are used at most", "null: all", "split")
-    ] = None
+    max_rows: Annotated[PositiveInt | None, shapes_rows("rows that are used at most", "all", "split")] = None
     max_dropped_fraction: Annotated[
         Fraction,
         only_watches(
@@ -114,7 +110,7 @@ class StageSection(Section):
     ] = 1.0
     max_steps: Annotated[
         PositiveInt | None,
-        shapes_weights("optimizer steps; wins over num_train_epochs", "null: the epochs decide"),
+        shapes_weights("optimizer steps; wins over num_train_epochs", "the epochs decide"),
     ] = None
     effective_batch_size: Annotated[
         PositiveInt,
@@ -151,10 +147,10 @@ class StageSection(Section):
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb"], ...],
         Field(strict=False),
-        only_watches("trackers beside metrics.jsonl; need requirements-optional.txt", "[]: none"),
+        only_watches("trackers beside metrics.jsonl; need requirements-optional.txt", "none"),
     ] = ()
     eval_steps: Annotated[
-        PositiveInt | None, only_watches("steps between two evaluations", "null: once, at the end")
+        PositiveInt | None, only_watches("steps between two evaluations", "once, at the end")
     ] = None
     save_steps: Annotated[
         PositiveInt, only_watches("steps between two checkpoints", "alignment-handbook")

@@ -292,6 +292,7 @@ def test_code_that_decides_is_part_of_the_key() -> None:
     others = {
         "errors",
         "recipe/schema",
+        "recipe/stages",
         "recipe/yaml_file",
         "engine/base/hub",
         "engine/base/model",
