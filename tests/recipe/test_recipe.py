@@ -1,13 +1,19 @@
 """Recipes are read strictly, errors come together with their place, and no value is lost on its way."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import pytest
 
+from tests.conftest import ROOT
+from toolkit.data import sets
 from toolkit.errors import UserError
+from toolkit.hardware import CARDS
+from toolkit.memory.plan import plan_stage
+from toolkit.recipe import stages
+from toolkit.recipe.document import markdown
+from toolkit.recipe.fields import Section, shapes_weights
 from toolkit.recipe.load import load, names
-from toolkit.recipe.schema import Recipe
 
 
 @pytest.mark.parametrize("name", names())
@@ -116,22 +122,88 @@ def test_the_trajectory_holds_what_shapes_the_weights_and_nothing_else() -> None
     assert load("tiny", ("dpo.beta=0.3",)).trajectory("sft") == load("tiny").trajectory("sft")
 
 
-def leaves(node: Any, path: str = "") -> list[str]:
-    if isinstance(node, dict):
-        return [leaf for key, value in node.items() for leaf in leaves(value, f"{path}.{key}".lstrip("."))]
-    return [path]
+# Roles and defaults ---------------------------------------------------------------------------------------------
 
 
-def test_every_leaf_of_a_recipe_is_read_somewhere() -> None:
-    """A declared field that no code reads is a promise nobody keeps."""
-    root = Path(__file__).resolve().parents[2]
-    code = "\n".join(
-        path.read_text() for path in (root / "toolkit").rglob("*.py") if path.name != "schema.py"
+def test_a_field_without_a_role_or_with_an_unexplained_default_does_not_load() -> None:
+    with pytest.raises(TypeError, match=r"Wrong\.beta has no role"):
+
+        class Wrong(Section):
+            beta: float
+
+    with pytest.raises(TypeError, match=r"Unexplained\.beta has a default that is not explained"):
+
+        class Unexplained(Section):
+            beta: Annotated[float, shapes_weights("what it does")] = 0.1
+
+
+# Beside these, which say something of few models and sets, a shipped recipe writes every key.
+SELDOM = {
+    *("model.trust_remote_code", "model.architecture.head_dim", "model.architecture.tie_word_embeddings"),
+    *("name", "data_dir", "split", "revision", "schema", "filter", "top_k", "rows", "weight"),
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_shipped_recipe_writes_every_key(name: str) -> None:
+    unwritten = load(name).unwritten()
+    inside_a_list = {path[-1] for path in unwritten if any(isinstance(part, int) for part in path)}
+    others = {
+        ".".join(map(str, path)) for path in unwritten if not any(isinstance(part, int) for part in path)
+    }
+    assert inside_a_list | others <= SELDOM
+
+
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example of docs/recipe.md."""
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "short.yaml"
+    file.write_text((ROOT / "docs/recipe.md").read_text().partition("```yaml\n")[2].partition("```")[0])
+    return file
+
+
+def test_a_recipe_of_25_lines_is_enough(short: Path) -> None:
+    assert len(short.read_text().splitlines()) <= 25
+    recipe = load(str(short))
+    for stage in ("sft", "dpo"):
+        assert (
+            plan_stage(recipe, stage, CARDS["rtx4090"], 64).fits and plan_stage(recipe, stage, None, 16).fits
+        )
+        assert sets.problems(recipe, recipe.section(stage), stages.of(stage).row_kind) == []
+    assert load(str(short), ("lora.r=8",)).lora.r == 8, "a section that is not written"
+    assert "--set lora.rr: unknown key; did you mean 'r'?" in problems("lora.rr=8", recipe=str(short))
+    assert "has no key 'loro'; did you mean 'lora'?" in problems("loro.r=8", recipe=str(short))
+
+
+def test_what_was_not_written_is_spelled_out_and_marked(short: Path, tmp_path: Path) -> None:
+    short.write_text(short.read_text().replace("sft.jsonl", "sft.jsonl\n      split: train"))
+    recipe = load(str(short), ("dpo.beta=0.1", "lora.r=16"))
+    lines = recipe.to_yaml().splitlines()
+    for default in (
+        "seed: 3407 # default",
+        "  revision: null # default",
+        "  lora_alpha: 16 # default",
+        "  target_modules: # default",
+        "  learning_rate: 0.0002 # default",
+        "    top_k: null # default",
+    ):
+        assert default in lines
+    for written in ("  r: 16", "  beta: 0.1", "    split: train", "    hidden_size: 192"):
+        assert written in lines
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(recipe.to_yaml())
+    again = load(str(copy))
+    assert again.model_dump() == recipe.model_dump() and again.unwritten() == set()
+
+
+def test_only_keys_without_a_default_are_asked_for(short: Path) -> None:
+    short.write_text(
+        short.read_text().replace("\n  file:", "\n  # file:").partition("\ndpo:")[0] + "\ndpo: {}\n"
     )
-    schema = (root / "toolkit" / "recipe" / "schema.py").read_text()
-    recipe: Recipe = load("tiny", ("dpo.datasets.0.top_k={column: score, rows: 3}",))
-    aliases = {"schema": "rows_schema"}
-    for leaf in leaves(recipe.model_dump(mode="json", by_alias=True)):
-        field = aliases.get(leaf.split(".")[-1], leaf.split(".")[-1])
-        used = f".{field}" in code or f"self.{field}" in schema
-        assert used or leaf.startswith("model.architecture."), f"{leaf} is read by nothing"
+    said = problems(recipe=str(short))
+    assert "template lacks file" in said and "dpo lacks datasets" in said and len(said.splitlines()) == 2
+
+
+def test_the_document_is_that_of_the_schema() -> None:
+    assert (ROOT / "docs/recipe.md").read_text() == markdown(), "`make docs` writes it again"

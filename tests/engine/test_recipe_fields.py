@@ -1,0 +1,334 @@
+"""No value of a recipe is lost on its way: another one changes what the code that consumes it gives.
+
+Each field is changed alone, and one of `OUTPUTS` must change. They are what the toolkit acts by; the trajectory and
+the key of the row cache, which merely list fields, are none of them.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import huggingface_hub.constants
+import pytest
+from rich.console import Console
+
+from tests.conftest import ROOT
+from toolkit import hardware
+from toolkit.compare.view import comparison_markdown
+from toolkit.data import sets
+from toolkit.data.prompts import read_prompts, read_questions
+from toolkit.env import ALLOCATOR_VARIABLES
+from toolkit.errors import UserError
+from toolkit.export.artefact import Wanted
+from toolkit.hardware import CARDS
+from toolkit.memory.plan import plan_stage
+from toolkit.recipe.fields import declared, key_of, sections_in
+from toolkit.recipe.load import load
+from toolkit.recipe.schema import Recipe
+from toolkit.run.rundir import RunDir
+from toolkit.training import trainer_args
+
+
+def numbered(**texts: str) -> list[dict[str, Any]]:
+    """Rows that differ in their number, with one that repeats, one with a system turn, a long and an unusable one."""
+    rows: list[dict[str, Any]] = [
+        {"system": "", "score": i, "rank": -i} | {key: text.format(i) for key, text in texts.items()}
+        for i in range(12)
+    ]
+    reply = list(texts)[1]
+    return [
+        *rows,
+        rows[0],
+        rows[1] | {"system": "Be brief."},
+        rows[2] | {reply: "word " * 300},
+        rows[3] | {reply: ""},
+    ]
+
+
+SETS = {
+    "sft": numbered(instruction="question {}", output="answer {}"),
+    "dpo": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
+}
+
+HELD_OUT = {
+    "sft": numbered(instruction="other {}", output="answer {}")[:5],
+    "dpo": numbered(prompt="other {}", chosen="answer {}", rejected="nothing")[:5],
+}
+
+# A field that acts in a whole run alone, and the test that changes it there.
+IN_A_RUN = {
+    "save_minutes": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
+    "save_within_seconds": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
+}
+
+# What must hold for a field to act. {stage} is the stage that the field is of.
+GIVEN = {
+    "model.revision": ["model.path=owner/name"],
+    "model.trust_remote_code": ["model.path=custom"],
+    "compare.batch_size": ["compare.mix_lengths=true"],
+    "compare.temperature": ["compare.do_sample=true"],
+    "compare.top_p": ["compare.do_sample=true"],
+    "datasets[].name": ["{stage}.datasets.0.path=owner/name"],
+    "datasets[].data_dir": ["{stage}.datasets.0.path=owner/name"],
+    "datasets[].split": ["{stage}.datasets.0.path=owner/name"],
+    "datasets[].revision": ["{stage}.datasets.0.path=owner/name"],
+    "datasets[].top_k.column": ["{stage}.datasets.0.top_k={{column: score, rows: 3}}"],
+    "datasets[].top_k.rows": ["{stage}.datasets.0.top_k={{column: score, rows: 3}}"],
+    "datasets[].weight": [
+        "{stage}.datasets=[{{path: {stage}.jsonl, weight: 1}}, {{path: held_out_{stage}.jsonl, weight: 1}}]"
+    ],
+    "eval_steps": ["{stage}.eval_rows=3"],
+}
+
+# Another value, where it does not follow from the type.
+OTHER = {
+    "gpu": "rtx4090",
+    "model.base_16bit": "owner/name",
+    "model.revision": "b" * 40,
+    "template.file": "templates/chatml.jinja",
+    "lora.target_modules": ["q_proj"],
+    "memory.budget_gib": 1.0,
+    "memory.recompute_layers": "all",
+    "memory.per_device_train_batch_size": 2,
+    "memory.loss_chunk_gib": 3.0,
+    "compare.batch_size": 1,
+    "compare.prompts": ["Why?"],
+    "compare.temperature": 9.0,
+    "compare.top_p": 0.01,
+    "datasets[].filter": "score > 2",
+    "datasets[].top_k.column": "rank",
+    "eval_datasets": [{"path": "held_out_{stage}.jsonl"}],
+    "max_dropped_fraction": 0.0,
+    "report_to": ["tensorboard"],
+}
+
+FIELDS = [
+    path
+    for path, field in declared(Recipe)
+    if key_of(field)
+    and "eval_datasets[]" not in path  # the same class as the entries of `datasets`
+    and (not sections_in(field.annotation) or path.endswith(".eval_datasets"))
+]
+
+
+def of_any_stage(path: str) -> str:
+    return path.removeprefix("sft.").removeprefix("dpo.")
+
+
+def another(path: str, value: Any) -> Any:
+    """A value of the field that is not this one."""
+    if of_any_stage(path) in OTHER:
+        return OTHER[of_any_stage(path)]
+    annotation = dict(declared(Recipe))[path].annotation
+    if get_origin(annotation) is Literal:
+        return next(choice for choice in get_args(annotation) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str) or str in (annotation, *get_args(annotation)):
+        return f"{value or ''}x"
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    return (value or 2) + 1
+
+
+# What the toolkit acts by ---------------------------------------------------------------------------------------
+
+
+def plans(recipe: Recipe) -> Any:
+    return [asdict(plan_stage(recipe, name, CARDS["rtx3090"], 64)) for name in ("sft", "dpo")]
+
+
+def arguments(recipe: Recipe) -> Any:
+    settings = plan_stage(recipe, "sft", None, 64).settings
+    return [getattr(trainer_args, name)(recipe, settings, Path("out")) for name in ("sft", "dpo")]
+
+
+def checks(recipe: Recipe) -> Any:
+    """Of the machine, were it one without a GPU, and of the sets as they lie there."""
+    machine = replace(hardware.here(), gpu=None, no_gpu="for this test")
+    found = hardware.check(recipe.gpu, machine, ("2.0", None))
+    kinds = {"sft": "chat", "dpo": "pair"}
+    return found + [
+        text for name in kinds for text in sets.problems(recipe, recipe.section(name), kinds[name])
+    ]  # type: ignore[arg-type]
+
+
+def comparison(recipe: Recipe) -> Any:
+    return [read_prompts(recipe, None), read_questions(recipe), comparison_markdown(recipe, [], {})]
+
+
+def merged_onto(recipe: Recipe) -> Any:
+    run = RunDir(Path("runs"), recipe.name, "sft")
+    return Wanted(recipe, run, "merged_16bit", None, Path("out"), True, None).base_16bit
+
+
+def allocator(recipe: Recipe) -> Any:
+    """In a process of its own: it is set before torch is imported."""
+    code = (
+        "import sys; from rich.console import Console; from toolkit import cli, env, hardware; "
+        "from toolkit.recipe.load import load; "
+        "cli.prepare(load('tiny', (sys.argv[1],)), hardware.here(), Console()); print(env.require_prepared())"
+    )
+    words = [sys.executable, "-c", code, f"memory.alloc_conf={recipe.memory.alloc_conf}"]
+    free = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_VARIABLES}
+    return subprocess.run(words, cwd=ROOT, env=free, capture_output=True, text=True, check=True).stdout
+
+
+def asked_of_the_hub(recipe: Recipe) -> Any:
+    from toolkit.engine.data import reading
+
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **keywords: Any) -> Any:
+        asked.append([args, keywords])
+        raise reading.datasets.exceptions.DatasetNotFoundError("for this test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading.datasets, "load_dataset", load_dataset)
+        for name in ("sft", "dpo"):
+            for source in recipe.section(name).datasets:
+                if not sets.is_local_file(recipe, source):
+                    with pytest.raises(UserError):
+                        list(reading.rows_of(recipe, source, False))
+    return asked
+
+
+def tokenizer(recipe: Recipe) -> Any:
+    from toolkit.engine.data.examples import load_tokenizer
+
+    loaded = load_tokenizer(recipe)
+    return [type(loaded.tokenizer).__name__, loaded.tokenizer.pad_token, asdict(loaded.template)]
+
+
+def rows(recipe: Recipe) -> Any:
+    from toolkit.engine.data import preparation
+    from toolkit.engine.data.examples import load_tokenizer
+
+    made = []
+    for name, kind in (("sft", "chat"), ("dpo", "pair")):
+        section = recipe.section(name)
+        prepared = preparation.prepare(recipe, section, kind, load_tokenizer(recipe), Console(quiet=True))  # type: ignore[arg-type]
+        made.append([prepared.train[:], prepared.eval and prepared.eval[:]])
+    return made
+
+
+def adapter(recipe: Recipe) -> Any:
+    from toolkit.engine.base import model
+
+    loaded = model.load(recipe, 64)
+    model.attach_lora(loaded, recipe, plan_stage(recipe, "sft", None, 64).settings, 64)
+    return loaded.model.peft_config["default"].to_dict()
+
+
+def answers(recipe: Recipe) -> Any:
+    from toolkit.engine.inference import generate
+
+    lengths = [len(ids) for ids in generate.tokens(base(), read_prompts(recipe, None))]
+    found = generate.answer(base(), read_prompts(recipe, None), recipe.compare, recipe.seed)
+    return [generate.batches(lengths, recipe.compare), [answer.ids for answer in found]]
+
+
+@cache
+def base() -> Any:
+    from toolkit.engine.base import model
+
+    return model.load(load("tiny"), 256)
+
+
+OUTPUTS: list[Callable[[Recipe], Any]] = [  # what is fast comes first
+    *(plans, arguments, comparison, merged_onto, checks, asked_of_the_hub, tokenizer, rows, adapter, answers),
+    allocator,
+]
+
+
+def output(of: Callable[[Recipe], Any], recipe: Recipe) -> Any:
+    """What it gives, or what it says when it refuses."""
+    try:
+        return of(recipe)
+    except UserError as error:
+        return error.problems
+
+
+# Field by field -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny recipe with small sets, and beside it what some fields need to act."""
+    folder = tmp_path_factory.mktemp("fields")
+    shutil.copytree(ROOT / "recipes/templates", folder / "templates")
+    shutil.copytree(ROOT / "recipes/tiny", folder / "tiny")
+    for name, of_stage in SETS.items():
+        write(folder / f"{name}.jsonl", of_stage)
+        write(folder / f"held_out_{name}.jsonl", HELD_OUT[name])
+    values = [
+        "datasets=[{{path: {0}.jsonl}}]",
+        "eval_datasets=[]",
+        "max_dropped_fraction=0.9",
+        "max_length=256",
+    ]
+    overrides = [f"{name}.{value.format(name)}" for name in ("sft", "dpo") for value in values]
+    (folder / "fields.yaml").write_text(load("tiny", (*overrides, "compare.max_new_tokens=4")).to_yaml())
+
+    wanted = ("tokenizer.json", "tokenizer_config.json", "config.json")
+    other = {"bos_token": "<|eot_id|>"}
+    own = {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
+    hub = folder / "models--owner--name"
+    for place, changes in (
+        (hub / "snapshots" / ("a" * 40), {}),
+        (hub / "snapshots" / ("b" * 40), other),
+        (folder / "custom", own),
+    ):
+        place.mkdir(parents=True)
+        for name in wanted:
+            shutil.copy(folder / "tiny" / "base" / name, place)
+        config = json.loads((place / "tokenizer_config.json").read_text()) | changes
+        (place / "tokenizer_config.json").write_text(json.dumps(config))
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("a" * 40)
+    (folder / "custom" / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\nclass Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    return folder
+
+
+def write(file: Path, given: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in given))
+
+
+def test_the_recipe_that_is_changed_is_sound(folder: Path) -> None:
+    recipe = load(str(folder / "fields.yaml"))
+    assert checks(recipe) == [] and asked_of_the_hub(recipe) == []
+    assert all(part["input_ids" if "input_ids" in part else "prompt_ids"] for part, _ in rows(recipe))
+
+
+@pytest.mark.parametrize("path", FIELDS, ids=lambda path: f"recipe.{path}")
+def test_another_value_changes_what_is_done(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    field, stage = of_any_stage(path), path.split(".")[0]
+    if field in IN_A_RUN:
+        file, _, test = IN_A_RUN[field].partition("::")
+        _, _, source = (ROOT / file).read_text().partition(f"def {test}(")
+        assert f".{field}=" in source.partition("\ndef ")[0]
+        return
+    given = [override.format(stage=stage) for override in GIVEN.get(field, [])]
+    before = load(str(folder / "fields.yaml"), tuple(given))
+    dotted = path.replace("[]", ".0")
+    value = json.dumps(another(path, value_at(before, dotted))).replace("{stage}", stage)
+    after = load(str(folder / "fields.yaml"), (*given, f"{dotted}={value}"))
+    assert any(output(of, before) != output(of, after) for of in OUTPUTS), f"{path} is read by nothing"
+
+
+def value_at(recipe: Recipe, dotted: str) -> Any:
+    node: Any = recipe.model_dump(mode="json", by_alias=True)
+    for part in dotted.split("."):
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    return node
