@@ -150,7 +150,7 @@ def test_a_fault_leaves_the_terminal_clean_and_its_traceback_in_the_log(
 def test_how_much_of_a_model_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     blobs = tmp_path / "models--owner--name" / "blobs"
-    assert hub.fetching("tiny/base")() == ""
+    assert hub.fetching("tiny/base")() == hub.fetching("recipes/tiny/base")() == ""
     blobs.mkdir(parents=True)
     (blobs / "before").write_bytes(b"x")
     fetched = hub.fetching("owner/name")

@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import repo_folder_name
 
 from toolkit.errors import UserError
 from toolkit.hardware import GIB, disk_free_gib
@@ -41,7 +40,8 @@ WEIGHT_FILES = (".safetensors", ".json", ".model", ".jinja")
 
 def fetching(repository: str) -> Callable[[], str]:
     """A function that says how much of a repository has reached the cache since now, "" while that is nothing."""
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "blobs"
+    # not repo_folder_name: it refuses the path of a folder, of which nothing is fetched
+    blobs = Path(constants.HF_HUB_CACHE) / "--".join(("models", *repository.split("/"))) / "blobs"
 
     def size() -> float:
         total = 0
