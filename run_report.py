@@ -20,12 +20,15 @@ def main() -> None:
     arguments = cli.options(__doc__).parse_args()
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
     runs = [RunDir(arguments.runs, recipe.name, stage) for stage in stages.names()]
-    pages = [page for run in runs if (page := run_page.write(run))]
+    notes: list[str] = []
+    pages = [page for run in runs if (page := run_page.write(run, notes))]
     if not pages:
         raise UserError(
             f"nothing to report: no run of {recipe.name} in {' or '.join(str(run.path) for run in runs)}; "
             f"run `python run_sft.py --recipe {recipe.name}` first, or name where the runs are with --runs DIR"
         )
+    for note in dict.fromkeys(notes):  # those of compare and eval are read for every stage
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
     for page in pages:
         console.print(f"[bold green]report[/] {page}", soft_wrap=True)
 

@@ -207,8 +207,8 @@ def measure_memory(rows: Path, tokenizer: Path) -> dict[str, Any]:
         times.append(time.perf_counter() - started)
     ended.set()
     return {
-        "rows": prepared.report["used"],
-        "tokens": prepared.report["tokens_per_epoch"],
+        "rows": prepared.report.used,
+        "tokens": prepared.report.tokens_per_epoch,
         "peak_gib": peak[0] / 2**30,
         "first_start_seconds": times[0],
         "second_start_seconds": times[1],

@@ -11,8 +11,20 @@ from tests.conftest import ROOT
 
 # Each file or package may import those that stand before it. The order is the architecture.
 ORDER = [
-    *("errors", "redaction", "hardware", "env"),
-    *("recipe", "data", "memory", "run", "console", "training", "report", "compare", "evaluation", "export"),
+    *("errors", "redaction", "files", "hardware", "env"),
+    *(
+        "recipe",
+        "records",
+        "data",
+        "memory",
+        "run",
+        "console",
+        "training",
+        "report",
+        "compare",
+        "evaluation",
+        "export",
+    ),
     "engine",
     *("engine.base", "engine.data", "engine.reference", "engine.inference", "engine.train", "engine.export"),
     "cli",

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -24,6 +23,7 @@ from toolkit.memory.plan import Plan, keeping, plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.records.run_report import RunReport
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
 from toolkit.training import trackers
@@ -214,11 +214,11 @@ def show_plan(recipe: Recipe, stage: str, plan: Plan, console: Console) -> None:
         )
 
 
-def finish(report: dict[str, Any], job: Job) -> None:
+def finish(report: RunReport, job: Job) -> None:
     """The last lines of a stage."""
-    loss = f"loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}" if report["loss_first"] else ""
+    loss = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}" if report.loss_first else ""
     job.console.print(
-        f"[bold green]{report['stage']} finished[/] in {report['wall_seconds']:.0f} s: {report['num_steps']} steps, "
+        f"[bold green]{report.stage} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
         f"{loss}; adapter in {job.run.adapter}"
     )
 

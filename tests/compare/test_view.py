@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from rich.console import Console
 from toolkit.compare.page import _differing, _words, page
 from toolkit.compare.view import comparison_markdown, show_answers, show_measures, streaming
 from toolkit.recipe.load import load
+from toolkit.records.comparison_report import AnswerMeasures
 
 NAMES = ("base", "dpo")
+NONE = AnswerMeasures.unknown()
 
 
 def row(prompt: str, *answers: str, earlier: str = "") -> dict[str, Any]:
@@ -45,7 +48,7 @@ def shown(console: Console) -> str:
 
 def test_markdown_holds_every_turn_and_quotes_every_line() -> None:
     rows = [row("Why?", "one\n\n# two", ""), row("And\nthen?", "a", "b", earlier="First.")]
-    text = comparison_markdown(load("tiny"), rows, {"base": {"ended_fraction": 0.0}, "dpo": {}})
+    text = comparison_markdown(load("tiny"), rows, {"base": replace(NONE, ended_fraction=0.0), "dpo": NONE})
     assert "## Why?" in text and "> one\n> \n> # two" in text and "> (empty)" in text
     assert "## Prompt 2" in text and "> First." in text and "> And\n> then?" in text
     assert "**base** (did not end by itself)" in text and "| ended by itself | 0.0% | - |" in text
@@ -59,7 +62,7 @@ def test_answers_stand_side_by_side_where_there_is_room(width: int) -> None:
     assert "\x1b" not in text and "[red]" in text and "did not" in text
     together = any("because" in line and "therefore" in line for line in text.splitlines())
     assert together == (width == 120)
-    show_measures({"base": {"tokens_per_second": 1234.5}, "dpo": {}}, console)
+    show_measures({"base": replace(NONE, tokens_per_second=1234.5), "dpo": NONE}, console)
     assert re.search(r"tokens/s +1,234 +-", shown(console))
 
 
@@ -91,7 +94,7 @@ def test_words_are_the_text_and_what_is_not_marked_is_in_the_other(before: str, 
 
 def test_no_text_ends_the_page_early() -> None:
     evil = "</script><script>alert(1)</script><!--<b>\u2028\ud800"
-    text = page(load("tiny"), [row(evil, evil, evil)], {"base": {}, "dpo": {}})
+    text = page(load("tiny"), [row(evil, evil, evil)], {"base": NONE, "dpo": NONE})
     assert text.count("</script>") == 2 and "alert(1)</" not in text
     content = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert content and json.loads(content[1])["rows"][0]["turns"][0]["content"] == evil

@@ -142,15 +142,15 @@ def test_a_stage_accounts_for_every_row(
         recipe, recipe.section(stage), stages.of(stage).row_kind, loaded(file), Console(quiet=True)
     )
     report = prepared.report
-    assert prepared.eval is not None
-    for side, rows in ((report, prepared.train), (report["eval"], prepared.eval)):
-        assert side["used"] + sum(side["dropped"].values()) == side["read"]
-        assert side["used"] == len(rows) and max(rows["length"]) <= max_length
-    assert report["selection"][0]["before"] == num_rows
-    assert report["read"] + report["eval"]["read"] + num_duplicates == num_rows
+    assert prepared.eval is not None and report.eval is not None
+    for side, rows in ((report, prepared.train), (report.eval, prepared.eval)):
+        assert side.used + sum(side.dropped.values()) == side.read
+        assert side.used == len(rows) and max(rows["length"]) <= max_length
+    assert report.selection[0].before == num_rows
+    assert report.read + report.eval.read + num_duplicates == num_rows
     by_length = {Reason.NO_ROOM, Reason.ANSWER_CUT, Reason.NO_TRAINED_TOKEN}
     of_rows = {Reason.EMPTY_REPLY, Reason.WRONG_TYPE, Reason.SPECIAL_TOKEN_IN_TEXT}
-    assert set(report["dropped"]) <= (by_length if file.is_relative_to(REAL) else by_length | of_rows)
-    assert (report["cut"] > 0) == (overlong == "cut") and (Reason.ANSWER_CUT in report["dropped"]) == (
+    assert set(report.dropped) <= (by_length if file.is_relative_to(REAL) else by_length | of_rows)
+    assert (report.cut > 0) == (overlong == "cut") and (Reason.ANSWER_CUT in report.dropped) == (
         overlong == "drop"
     )

@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
+from toolkit.records.record import plain
+from toolkit.records.run_report import RunReport
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
 
@@ -55,7 +57,7 @@ def tiny(*overrides: str) -> Recipe:
 
 @dataclass
 class Stage:
-    """A finished stage, with what it showed."""
+    """A finished stage: what its report.json holds, and what it showed."""
 
     recipe: Recipe
     run: RunDir
@@ -74,8 +76,8 @@ def run_stage(recipe: Recipe, stage: str, runs: Path, console: Console | None = 
 
     engine: Any = importlib.import_module(f"toolkit.engine.train.{stage}")
     run, console = RunDir(runs, recipe.name, stage), console or Console(record=True, width=200, quiet=False)
-    report = engine.run(Job(recipe, plan_stage(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
-    return Stage(recipe, run, report, shown_by(console))
+    report: RunReport = engine.run(Job(recipe, plan_stage(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
+    return Stage(recipe, run, plain(report), shown_by(console))
 
 
 def shown_by(console: Console) -> str:

@@ -2,9 +2,9 @@
 
 import argparse
 import io
-import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from toolkit.errors import UserError
 from toolkit.evaluation import scope
 from toolkit.evaluation.measures import OTHER, Rows, summary, without_nan
 from toolkit.evaluation.table import difference_lines, show_evaluation
+from toolkit.files import write_json
 from toolkit.recipe.load import load
-from toolkit.run.files import write_json
+from toolkit.records.evaluation_report import Evaluation
+from toolkit.records.record import plain
 from toolkit.run.rundir import RunDir
 
 SEED = 3407
@@ -52,9 +54,14 @@ def rows(num: int = 40) -> Rows:
 MODELS = ("base", "sft", "dpo")
 
 
+def told(given: Rows, models: tuple[str, ...] = MODELS) -> dict[str, Any]:
+    """What report.json holds of the rows."""
+    return plain(summary(given, models, SEED))  # type: ignore[no-any-return]
+
+
 def test_every_measure_is_the_formula_of_the_readme() -> None:
     given = rows()
-    found = summary(given, MODELS, SEED)["models"]
+    found = told(given)["models"]
     for name in MODELS:
         loss = given.losses[name].sum() / given.num_tokens.sum()
         assert found[name]["loss"]["value"] == pytest.approx(loss)
@@ -73,7 +80,7 @@ def test_every_measure_is_the_formula_of_the_readme() -> None:
 
 
 def test_stages_are_compared_with_the_one_they_come_from_on_the_same_rows() -> None:
-    found = summary(rows(), MODELS, SEED)
+    found = told(rows())
     paired, models = found["paired"], found["models"]
     assert paired.keys() == {"sft_vs_base", "dpo_vs_sft"}
     for pair, measures in paired.items():
@@ -83,11 +90,11 @@ def test_stages_are_compared_with_the_one_they_come_from_on_the_same_rows() -> N
             assert difference["difference"] == pytest.approx(apart)
     assert paired["sft_vs_base"]["loss"]["high"] < 0 and paired["sft_vs_base"]["loss"]["p_value"] < 0.001
     assert paired["dpo_vs_sft"]["loss"]["low"] < 0 < paired["dpo_vs_sft"]["loss"]["high"]
-    assert summary(rows(), ("base", "dpo"), SEED)["paired"].keys() == {"dpo_vs_base"}
+    assert told(rows(), ("base", "dpo"))["paired"].keys() == {"dpo_vs_base"}
 
 
 def test_a_source_of_one_row_is_shown_and_claims_nothing() -> None:
-    by_source = summary(rows(), MODELS, SEED)["models"]["sft"]["by_source"]
+    by_source = told(rows())["models"]["sft"]["by_source"]
     assert by_source["letters"]["loss"]["num_rows"] == 1 and math.isnan(by_source["letters"]["loss"]["low"])
     assert by_source["fables"]["loss"]["num_rows"] == 39
     assert (
@@ -98,7 +105,7 @@ def test_a_source_of_one_row_is_shown_and_claims_nothing() -> None:
 def test_a_source_a_row_does_not_fill_the_report() -> None:
     given = rows(100)
     given.sources = ["fables"] * 30 + [f"https://page/{number}" for number in range(70)]
-    by_source = summary(given, ("base",), SEED)["models"]["base"]["by_source"]
+    by_source = told(given, ("base",))["models"]["base"]["by_source"]
     assert len(by_source) == 21 and by_source["fables"]["loss"]["num_rows"] == 30
     assert sum(measures["loss"]["num_rows"] for measures in by_source.values()) == 100
     assert by_source[OTHER]["loss"]["num_rows"] == 51
@@ -110,14 +117,14 @@ def test_a_model_with_nan_is_named_and_not_counted_as_wrong() -> None:
     given.chosen["sft"][7] = -math.inf
     given.reference = given.reference + np.where(np.arange(40) == 7, np.nan, 0)  # type: ignore[operator]
     notes = without_nan(given)
-    found = summary(given, MODELS, SEED)
+    found = told(given)
     assert "sft" in notes[0] and "1 of 40" in notes[0] and len(notes) == 3
     assert found["models"]["sft"] == {} and found["paired"]["dpo_vs_sft"] == {}
     assert "preference_accuracy" not in found["models"]["dpo"] and "loss" in found["models"]["dpo"]
 
 
 def test_nothing_held_out_gives_an_empty_report_and_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    report = summary(Rows(), MODELS, SEED) | {"left_out": {"loss": "sft holds no rows out"}, "notes": []}
+    report = replace(summary(Rows(), MODELS, SEED), left_out={"loss": "sft holds no rows out"})
     show_evaluation(report, Console(width=80))
     assert "loss is left out: sft holds no rows out" in " ".join(capsys.readouterr().out.split())
 
@@ -125,15 +132,15 @@ def test_nothing_held_out_gives_an_empty_report_and_a_reason(capsys: pytest.Capt
 # On screen ---------------------------------------------------------------------------------------------------
 
 
-def shown(report: dict[str, Any], width: int = 120) -> str:
+def shown(report: Evaluation, width: int = 120) -> str:
     console = Console(width=width, file=io.StringIO())
-    show_evaluation(report | {"left_out": {}, "notes": []}, console)
+    show_evaluation(report, console)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
 def test_the_table_shows_values_with_their_intervals_and_rows() -> None:
     report = summary(rows(), MODELS, SEED)
-    found = report["models"]["dpo"]["preference_accuracy"]
+    found = plain(report)["models"]["dpo"]["preference_accuracy"]
     text = shown(report)
     assert f"100.0 % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" in text
     line = next(line for line in text.splitlines() if line.startswith("accuracy by reward"))
@@ -145,7 +152,7 @@ def test_the_table_shows_values_with_their_intervals_and_rows() -> None:
 
 
 def test_differences_are_said_in_words_and_no_difference_is_called_that() -> None:
-    lines = difference_lines(summary(rows(), MODELS, SEED)["paired"])
+    lines = difference_lines(summary(rows(), MODELS, SEED).paired or {})
     assert any(
         line.startswith("[bold]SFT over base[/]: held-out loss -1.") and "better" in line for line in lines
     )
@@ -156,9 +163,11 @@ def test_differences_are_said_in_words_and_no_difference_is_called_that() -> Non
 
 
 def test_the_report_reads_the_same_after_json(tmp_path: Path) -> None:
-    report = summary(rows(), MODELS, SEED)
-    write_json(tmp_path / "report.json", report)
-    assert shown(json.loads((tmp_path / "report.json").read_text())) == shown(report)
+    report, notes = summary(rows(), MODELS, SEED), []
+    report.write(tmp_path / "report.json")
+    read = Evaluation.load(tmp_path / "report.json", notes)
+    assert read and notes == []
+    assert shown(read) == shown(report)
 
 
 # What is evaluated -------------------------------------------------------------------------------------------

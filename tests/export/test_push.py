@@ -16,8 +16,8 @@ from rich.console import Console
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
 from toolkit.export.push import push
+from toolkit.files import write_json
 from toolkit.recipe.load import load
-from toolkit.run.files import write_json
 from toolkit.run.rundir import MARK, RunDir
 
 TOKEN = "hf_" + "x" * 34

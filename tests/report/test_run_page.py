@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.in_browser import look_at, wait_until
+from toolkit.files import write_json
 from toolkit.report import run_page, run_record
-from toolkit.run.files import write_json
 from toolkit.run.rundir import RunDir
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror=alert(1)>'
@@ -194,7 +194,7 @@ def test_a_report_of_an_earlier_session_does_not_speak_for_this_one(tmp_path: Pa
     write_json(run.report, {"outcome": "interrupted", "num_steps": 3, "wall_seconds": 12.0})
     record = run_record.read(run)
     assert record
-    assert (record.outcome, record.report["num_steps"], record.report["wall_seconds"]) == ("killed", 5, None)
+    assert (record.outcome, record.report.num_steps, record.report.wall_seconds) == ("killed", 5, None)
 
 
 def test_a_value_that_is_not_finite_is_counted(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """The manifest says how a run was made, and never a secret."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from toolkit import env, hardware
+from toolkit.files import write_json
 from toolkit.recipe.load import load
+from toolkit.records.record import plain
+from toolkit.records.run_manifest import Manifest
 from toolkit.redaction import redacted
 from toolkit.run import manifest
-from toolkit.run.files import write_json
 from toolkit.run.rundir import RunDir
 
 
@@ -61,14 +64,18 @@ def test_no_file_of_a_run_holds_a_secret(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_every_attempt_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["run_sft.py", "--recipe", "tiny"])
-    recorded = manifest.begun({}, 0)
-    recorded |= manifest.noted(recorded, step=20, seconds=30.0)  # its last checkpoint; then a kill
-    recorded |= manifest.begun(recorded, 20)
-    recorded |= manifest.noted(recorded, step=50, seconds=12.5, outcome="finished", ended=manifest.now())
-    told = [[attempt[key] for key in ("from_step", "step", "outcome")] for attempt in recorded["attempts"]]
-    assert told == [[0, 20, "killed"], [20, 50, "finished"]]
-    assert recorded["total_seconds"] == 42.5
-    assert recorded["started"] == recorded["attempts"][0]["started"]
+    recorded = replace(Manifest.unknown(), **manifest.begun(Manifest.unknown(), 0))
+    recorded = replace(
+        recorded, **manifest.noted(recorded, step=20, seconds=30.0)
+    )  # its last checkpoint; then a kill
+    recorded = replace(recorded, **manifest.begun(recorded, 20))
+    ended = {"outcome": "finished", "ended": manifest.now()}
+    recorded = replace(recorded, **manifest.noted(recorded, step=50, seconds=12.5, **ended))
+    assert recorded.attempts
+    told = [(attempt.from_step, attempt.step, attempt.outcome) for attempt in recorded.attempts]
+    assert told == [(0, 20, "killed"), (20, 50, "finished")]
+    assert recorded.total_seconds == 42.5
+    assert recorded.started == recorded.attempts[0].started
 
 
 def test_it_names_recipe_packages_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,4 +88,4 @@ def test_it_names_recipe_packages_and_machine(monkeypatch: pytest.MonkeyPatch) -
             "recipe_sha256"
         ]
     )
-    json.dumps(made)
+    json.dumps(plain(made))

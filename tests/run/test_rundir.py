@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from toolkit.errors import UserError
-from toolkit.run.files import write_json
+from toolkit.files import write_json
 from toolkit.run.rundir import MARK, RunDir
 
 

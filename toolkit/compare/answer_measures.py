@@ -14,7 +14,7 @@ _NO_SCRIPT = {"MODIFIER", "COMBINING", "MATHEMATICAL"}
 
 
 def measures(prompts: Sequence[str], answers: Sequence[str], num_tokens: Sequence[int]) -> dict[str, Any]:
-    """The measures of one model's answers; `prompts` are the texts they answer, one each.
+    """Fields of `AnswerMeasures` that the texts of one model's answers tell. `prompts` are what they answer, one each.
 
     A value is None where no answer has what it is measured on.
     """

@@ -16,6 +16,7 @@ from typing import Any
 
 from toolkit.compare.view import Row, measure_rows
 from toolkit.recipe.schema import Recipe
+from toolkit.records.comparison_report import AnswerMeasures
 from toolkit.report.html import document
 
 SCRIPT = Path(__file__).with_suffix(".js")
@@ -82,7 +83,7 @@ BODY = """
 """
 
 
-def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, Mapping[str, Any]]) -> str:
+def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasures]) -> str:
     """The whole file."""
     names = list(models)
     content = {

@@ -22,6 +22,7 @@ from rich.text import Text
 from toolkit.console.panel import CTRL_C
 from toolkit.console.screen import is_live
 from toolkit.recipe.schema import Recipe
+from toolkit.records.comparison_report import AnswerMeasures
 
 Row = dict[str, Any]
 MEASURES = (
@@ -47,11 +48,11 @@ REFRESH_SECONDS = 0.1
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def measure_rows(models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def measure_rows(models: Mapping[str, AnswerMeasures]) -> list[tuple[str, list[str]]]:
     """(label, one formatted value a model) of every measure that some model has."""
     rows = []
     for key, label, style in MEASURES:
-        values = [measures.get(key) for measures in models.values()]
+        values = [getattr(measures, key) for measures in models.values()]
         if any(value is not None for value in values):
             rows.append((label, ["-" if value is None else style.format(value) for value in values]))
     return rows
@@ -60,7 +61,7 @@ def measure_rows(models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, lis
 # Markdown --------------------------------------------------------------------------------------------------
 
 
-def comparison_markdown(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, Mapping[str, Any]]) -> str:
+def comparison_markdown(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasures]) -> str:
     """Measures, then each prompt with its answers as quotes."""
     names = list(models)
     lines = [f"# {recipe.name}: {' / '.join(names)}", "", recipe.description, ""]
@@ -94,7 +95,7 @@ def show_answers(rows: Sequence[Row], names: Sequence[str], console: Console) ->
         console.print(_exchange(row["messages"], texts, console), "")
 
 
-def show_measures(models: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+def show_measures(models: Mapping[str, AnswerMeasures], console: Console) -> None:
     table = Table(box=None, padding=(0, 2))
     table.add_column("")
     for name in models:

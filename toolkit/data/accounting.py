@@ -131,7 +131,7 @@ class Accounting:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """What data_report.json holds: plain numbers, keyed by the reasons' values."""
+        """The counts as data_report.json holds them: fields of `records.data_report.Rows`, all but the selection."""
         return {
             "read": self.read,
             "used": self.used,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,15 @@ from numpy.typing import NDArray
 
 from toolkit.evaluation import calibration
 from toolkit.evaluation.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, PerRow, Resampled
+from toolkit.records.evaluation_report import (
+    CalibrationError,
+    Evaluation,
+    HeldOutMeasures,
+    Measure,
+    ModelMeasures,
+    PairedMeasure,
+    ReliabilityBin,
+)
 
 MAX_SOURCES = (
     20  # shown apart; the rest together, else a set that names a page for every row fills the report
@@ -98,10 +107,11 @@ def without_nan(rows: Rows) -> list[str]:
     return notes
 
 
-def summary(rows: Rows, models: Sequence[str], seed: int) -> dict[str, Any]:
-    """models.<model>.<measure>.{value, low, high, num_rows} and paired.<one>_vs_<other>.<measure>, see README."""
-    measured: dict[str, Any] = {model: {} for model in models}
-    paired: dict[str, Any] = {f"{one}_vs_{other}": {} for other, one in pairwise(models)}
+def summary(rows: Rows, models: Sequence[str], seed: int) -> Evaluation:
+    """What the rows tell: every model's measures, each model paired with the one before it, and how they were made."""
+    measured: dict[str, dict[str, Any]] = {model: {} for model in models}
+    paired: dict[str, dict[str, PairedMeasure]] = {f"{one}_vs_{other}": {} for other, one in pairwise(models)}
+    by_source: dict[str, dict[str, dict[str, Measure]]] = {model: {} for model in models}
     for per_row, sources in (
         ({model: rows.conversations(model) for model in models}, rows.sources),
         ({model: rows.pairs(model) for model in models}, rows.pair_sources),
@@ -112,24 +122,31 @@ def summary(rows: Rows, models: Sequence[str], seed: int) -> dict[str, Any]:
         for other, one in pairwise(models):
             shared = [name for name in per_row[one] if name in per_row[other]]
             paired[f"{one}_vs_{other}"] |= {
-                name: together.difference((one, name), (other, name))._asdict() for name in shared
+                name: PairedMeasure(*together.difference((one, name), (other, name))) for name in shared
             }
         for source, chosen in _of_each(sources).items():
             of_source = _together(per_row, seed, chosen)
             for model in models:
                 if per_row[model]:
-                    found = measured[model].setdefault("by_source", {}).setdefault(source, {})
+                    found = by_source[model].setdefault(source, {})
                     found |= _intervals(of_source, model, per_row[model])
     for model in models:
+        if by_source[model]:
+            found_by_source = {name: HeldOutMeasures(**found) for name, found in by_source[model].items()}
+            measured[model]["by_source"] = found_by_source
         if (margins := rows.margins(model)) is not None:
-            measured[model]["calibration_error"] = calibration.calibration_error(margins, seed)
-            measured[model]["reliability"] = calibration.reliability(margins)
-    return {
-        "confidence": CONFIDENCE,
-        "num_resamples": NUM_RESAMPLES,
-        "models": measured,
-        "paired": paired,
-    }
+            error = calibration.calibration_error(margins, seed)
+            measured[model]["calibration_error"] = CalibrationError(**error)  # type: ignore[arg-type]
+            measured[model]["reliability"] = [
+                ReliabilityBin(**one) for one in calibration.reliability(margins)
+            ]
+    return replace(
+        Evaluation.unknown(),
+        confidence=CONFIDENCE,
+        num_resamples=NUM_RESAMPLES,
+        models={model: ModelMeasures(**measured[model]) for model in models},
+        paired=paired,
+    )
 
 
 def _together(
@@ -146,15 +163,14 @@ def _together(
     )
 
 
-def _intervals(resampled: Resampled, model: str, names: Iterable[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _intervals(resampled: Resampled, model: str, names: Iterable[str]) -> dict[str, Measure]:
+    found: dict[str, Measure] = {}
     for name in names:
-        found[name] = resampled.interval((model, name))._asdict()
+        value, low, high, num_rows = resampled.interval((model, name))
+        found[name] = Measure(value, low, high, num_rows)
         if name == "loss":
-            found["perplexity"] = {
-                key: value if key == "num_rows" else float(np.exp(value))
-                for key, value in found[name].items()
-            }
+            value, low, high = (float(np.exp(nats)) for nats in (value, low, high))
+            found["perplexity"] = Measure(value, low, high, num_rows)
     return found
 
 

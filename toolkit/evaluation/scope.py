@@ -94,7 +94,7 @@ def _changed(recipe: Recipe, run: RunDir) -> tuple[list[str], list[str]]:
     mark = run.finished_with()
     if mark is None:  # the base
         return [], []
-    before, now = mark["trajectory"], recipe.trajectory(run.stage)
+    before, now = mark.trajectory or {}, recipe.trajectory(run.stage)
     decides = recipe.what_decides()
     changed = {
         field: f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeGuard
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from toolkit.recipe import stages
+from toolkit.records.evaluation_report import Evaluation, Measure, ModelMeasures, PairedMeasure, TaskMeasure
+
+Models = Mapping[str, ModelMeasures]
 
 
 class Shown(NamedTuple):
@@ -20,6 +23,8 @@ class Shown(NamedTuple):
     better: int
 
 
+# A line of a table: its label, and how the measure of each model is shown.
+Line = tuple[str, Sequence[tuple[Shown, Measure | TaskMeasure | None]]]
 MEASURES = {
     "loss": Shown("held-out loss", "", -1),
     "perplexity": Shown("perplexity", "", -1),
@@ -38,28 +43,28 @@ NAMES = {"base": "base", **{stage.name: stage.label for stage in stages.STAGES.v
 WIDE = 110  # columns from which a value and its interval stand in one line
 
 
-def show_evaluation(report: dict[str, Any], console: Console) -> None:
+def show_evaluation(report: Evaluation, console: Console) -> None:
     """The tables, what each stage changed, and what was left out and why."""
-    models = report["models"]
+    models = report.models or {}
     measured = _rows_of(models)
     if measured:
         console.print(_table("held-out rows, with 95 % intervals", models, measured, console))
         console.print(LEGEND)
-    tasks = {name: {"tasks": measures["tasks"]} for name, measures in models.items() if "tasks" in measures}
+    tasks = _task_rows(models)
     if tasks:
-        console.print(_table("benchmarks, with standard errors", models, _task_rows(models), console))
+        console.print(_table("benchmarks, with standard errors", models, tasks, console))
     sources = _source_rows(models)
     if sources:
         console.print(_table("by source", models, sources, console))
-    for line in (*difference_lines(report["paired"]), *calibration_lines(models)):
+    for line in (*difference_lines(report.paired or {}), *calibration_lines(models)):
         console.print(line, soft_wrap=True)
-    for what, reason in report["left_out"].items():
+    for what, reason in (report.left_out or {}).items():
         console.print(f"[yellow]{what} is left out:[/] {escape(reason)}", soft_wrap=True)
-    for note in report["notes"]:
+    for note in report.notes or []:
         console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
 
 
-def difference_lines(paired: dict[str, Any]) -> list[str]:
+def difference_lines(paired: Mapping[str, Mapping[str, PairedMeasure]]) -> list[str]:
     """One line a measure: which stage changed what by how much, or that no difference is shown."""
     lines = []
     for pair, measures in paired.items():
@@ -70,64 +75,67 @@ def difference_lines(paired: dict[str, Any]) -> list[str]:
     return lines
 
 
-def calibration_lines(models: dict[str, Any]) -> list[str]:
+def calibration_lines(models: Models) -> list[str]:
     """Whether the margins promise more, or less, than they keep."""
     lines = []
     for name, measures in models.items():
-        if "calibration_error" in measures:
-            found, error = measures["overconfidence"], measures["calibration_error"]
+        error, found = measures.calibration_error, measures.overconfidence
+        if error is not None and found is not None and _known(found.value) and _known(error.calibrated_high):
             value, low, high = (
-                _signed(found[key], MEASURES["calibration_error"]) for key in ("value", "low", "high")
+                _signed(number, MEASURES["calibration_error"]) if _known(number) else "?"
+                for number in (found.value, found.low, found.high)
             )
-            shown = _known(found["low"]) and not found["low"] <= 0 <= found["high"]
-            what = ("overconfident" if found["value"] > 0 else "underconfident") if shown else "neither shown"
+            shown = _known(found.low) and _known(found.high) and not found.low <= 0 <= found.high
+            what = ("overconfident" if found.value > 0 else "underconfident") if shown else "neither shown"
             lines.append(
                 f"[bold]{NAMES[name]}'s margins[/]: confidence less accuracy {value} points \\[{low}, {high}]: {what}; "
                 f"margins that mean what they say stay below a calibration error of "
-                f"{100 * error['calibrated_high']:.1f} % on {error['num_rows']:,} pairs"
+                f"{100 * error.calibrated_high:.1f} % on {error.num_rows or 0:,} pairs"
             )
     return lines
 
 
-def _said(name: str, found: dict[str, Any]) -> str:
-    how, rows = MEASURES[name], f"{found['num_rows']:,} rows"
-    low, high, p_value = found["low"], found["high"], found["p_value"]
+def _said(name: str, found: PairedMeasure) -> str:
+    how, rows = MEASURES[name], f"{found.num_rows or 0:,} rows"
+    difference, low, high, p_value = found.difference, found.low, found.high, found.p_value
     points = " points" if how.unit else ""
-    if not _known(low):
-        return f"{_signed(found['difference'], how)}{points} on {rows}: too few to say"
+    if not _known(difference):
+        return f"nothing to say on {rows}"
+    if not (_known(low) and _known(high) and _known(p_value)):
+        return f"{_signed(difference, how)}{points} on {rows}: too few to say"
     chance = "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
     ends = f"\\[{_signed(low, how)}, {_signed(high, how)}]"
-    text = f"{_signed(found['difference'], how)}{points} {ends}, {chance}, {rows}"
+    text = f"{_signed(difference, how)}{points} {ends}, {chance}, {rows}"
     if low <= 0 <= high:
         return f"{text}: no difference shown"
-    return f"{text}: {'better' if found['difference'] * how.better > 0 else '[red]worse[/]'}"
+    return f"{text}: {'better' if difference * how.better > 0 else '[red]worse[/]'}"
 
 
-def _rows_of(models: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+def _rows_of(models: Models) -> list[Line]:
     """(label, the measure of each model) of the measures that any model has."""
-    rows = []
+    rows: list[Line] = []
     for name, how in MEASURES.items():
-        found = [measures.get(name) for measures in models.values()]
+        found = [getattr(measures, name) for measures in models.values()]
         if any(found):
             rows.append((how.label, [(how, measure) for measure in found]))
     return rows
 
 
-def _source_rows(models: dict[str, Any]) -> list[tuple[str, list[Any]]]:
-    per_model = [measures.get("by_source", {}) for measures in models.values()]
-    rows: list[tuple[str, list[Any]]] = []
+def _source_rows(models: Models) -> list[Line]:
+    per_model = [measures.by_source or {} for measures in models.values()]
+    rows: list[Line] = []
     for source in dict.fromkeys(source for sources in per_model for source in sources):
         rows.append((source, []))
         for name in ("loss", "preference_accuracy", "likelihood_accuracy"):
-            found = [sources.get(source, {}).get(name) for sources in per_model]
+            found = [getattr(sources.get(source), name, None) for sources in per_model]
             if any(found):
                 how = MEASURES[name]
                 rows.append((f"  {how.label}", [(how, measure) for measure in found]))
     return rows
 
 
-def _task_rows(models: dict[str, Any]) -> list[tuple[str, list[Any]]]:
-    per_model = [measures.get("tasks", {}) for measures in models.values()]
+def _task_rows(models: Models) -> list[Line]:
+    per_model = [measures.tasks or {} for measures in models.values()]
     metrics = dict.fromkeys(
         (task, metric) for tasks in per_model for task, metrics in tasks.items() for metric in metrics
     )
@@ -138,7 +146,7 @@ def _task_rows(models: dict[str, Any]) -> list[tuple[str, list[Any]]]:
     ]
 
 
-def _table(title: str, models: dict[str, Any], rows: list[tuple[str, list[Any]]], console: Console) -> Table:
+def _table(title: str, models: Models, rows: list[Line], console: Console) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for name in models:
@@ -149,7 +157,7 @@ def _table(title: str, models: dict[str, Any], rows: list[tuple[str, list[Any]]]
         if not cells:  # a heading
             table.add_row(f"[bold]{escape(label)}[/]")
             continue
-        counts = [measure["num_rows"] for _, measure in cells if measure and measure["num_rows"]]
+        counts = [measure.num_rows for _, measure in cells if measure and measure.num_rows]
         table.add_row(
             escape(label),
             *(_cell(how, measure, apart) for how, measure in cells),
@@ -158,19 +166,18 @@ def _table(title: str, models: dict[str, Any], rows: list[tuple[str, list[Any]]]
     return table
 
 
-def _cell(how: Shown, measure: dict[str, Any] | None, apart: str) -> str:
+def _cell(how: Shown, measure: Measure | TaskMeasure | None, apart: str) -> str:
     if measure is None:
         return "[dim]-[/]"
-    value, plain = measure["value"], _plain(how)
-    if not _known(value):
+    plain = _plain(how)
+    if not _known(measure.value):
         return "[red]NaN[/]"
-    if "stderr" in measure:
-        return plain(value) + (
-            "" if measure["stderr"] is None else f"{apart}[dim]± {plain(measure['stderr'])}[/]"
-        )
-    low, high = measure["low"], measure["high"]
-    ends = f"\\[{plain(low)}, {plain(high)}]" if _known(low) else "\\[?]"
-    return f"{plain(value)}{' ' + how.unit if how.unit else ''}{apart}[dim]{ends}[/]"
+    if isinstance(measure, TaskMeasure):
+        error = "" if measure.stderr is None else f"{apart}[dim]± {plain(measure.stderr)}[/]"
+        return plain(measure.value) + error
+    low, high = measure.low, measure.high
+    ends = f"\\[{plain(low)}, {plain(high)}]" if _known(low) and _known(high) else "\\[?]"
+    return f"{plain(measure.value)}{' ' + how.unit if how.unit else ''}{apart}[dim]{ends}[/]"
 
 
 def _plain(how: Shown) -> Callable[[float], str]:
@@ -185,6 +192,6 @@ def _signed(value: float, how: Shown) -> str:
     return f"{100 * value:+.1f}" if how.unit else f"{value:+#.3g}".rstrip(".")
 
 
-def _known(value: float | None) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     """Whether there is a number: not one that could not be told, in memory or read back from JSON."""
     return value is not None and value == value

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
-from toolkit.run.files import write_json
+from toolkit.records.marks import ExportMark
 from toolkit.run.rundir import MARK, RunDir
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
@@ -79,29 +78,30 @@ class Wanted:
     def log(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.log.txt")
 
-    def facts(self) -> dict[str, Any]:
-        """What the export is made of; another value of any of them makes it another export."""
-        return {
-            "recipe": self.recipe.name,
-            "stage": self.stage,
-            "format": self.format,
-            "quant": self.quant,
-            "base": self.recipe.model.path,
-            "revision": self.recipe.model.revision,
-            "base_16bit": None if self.format == "adapter" else self.recipe.model.base_16bit,
-            "adapter_sha256": adapter_hash(self.run.adapter),
-        }
+    def mark(self, verified: bool | None) -> ExportMark:
+        """What the export is made of; another value of any of it makes it another export."""
+        return ExportMark(
+            recipe=self.recipe.name,
+            stage=self.stage,
+            format=self.format,
+            quant=self.quant,
+            base=self.recipe.model.path,
+            revision=self.recipe.model.revision,
+            base_16bit=None if self.format == "adapter" else self.recipe.model.base_16bit,
+            adapter_sha256=adapter_hash(self.run.adapter),
+            verified=verified,
+        )
 
     def is_made(self) -> bool:
         """Whether this very export stands there complete, and was checked if it is to be."""
         mark = read_mark(self.folder)
-        if mark is None or {key: mark.get(key) for key in self.facts()} != self.facts():
+        if mark is None or mark != self.mark(mark.verified):
             return False
-        return bool(mark["verified"]) or not self.verify
+        return bool(mark.verified) or not self.verify
 
     def keep(self, verified: bool) -> None:
         """Marks what was built under the temporary name, and gives it its own."""
-        write_json(self.temporary / MARK, self.facts() | {"verified": verified})
+        self.mark(verified).write(self.temporary / MARK)
         before = self.folder.with_name(f".{self.folder.name}.before")
         shutil.rmtree(before, ignore_errors=True)
         if self.folder.exists():
@@ -172,13 +172,10 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
     return Wanted(recipe, run, arguments.format, quant, folder, not arguments.no_verify, llama_cpp)
 
 
-def read_mark(folder: Path) -> dict[str, Any] | None:
+def read_mark(folder: Path) -> ExportMark | None:
     """What the mark of an export records; None where there is no complete export."""
-    try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return mark if isinstance(mark, dict) and "format" in mark else None
+    mark = ExportMark.load(folder / MARK)
+    return mark if mark and mark.format else None
 
 
 def adapter_hash(folder: Path) -> str:

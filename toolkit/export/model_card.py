@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -13,6 +12,10 @@ from ruamel.yaml.error import YAMLError
 from toolkit.export.artefact import Wanted
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe, Source
+from toolkit.records.evaluation_report import Evaluation, Measure
+from toolkit.records.parity import Parity
+from toolkit.records.run_report import RunReport
+from toolkit.report.run_record import is_of_other_weights, written
 
 UNKNOWN_LICENCE = "unknown: the card of the base was not at hand. Look there before you share this"
 LOAD = {
@@ -50,8 +53,17 @@ print(llama.create_chat_completion([{{"role": "user", "content": {prompt}}}])["c
 """
 
 
-def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gguf: str | None = None) -> str:
-    """The whole file. `licence` is what the base's own card says of it; None where that could not be read."""
+def write(
+    wanted: Wanted,
+    licence: str | None,
+    parity: Parity | None,
+    gguf: str | None = None,
+    notes: list[str] | None = None,
+) -> str:
+    """The whole file. `licence` is what the base's own card says of it; None where that could not be read.
+
+    `notes` is given a line for each report that another version of the toolkit wrote, or that is not of this adapter.
+    """
     recipe, stage = wanted.recipe, wanted.stage
     local = is_local(recipe)
     front = ["---"] if local else ["---", f"base_model: {recipe.model.path}"]
@@ -85,7 +97,7 @@ def write(wanted: Wanted, licence: str | None, parity: dict[str, Any] | None, gg
             f"learning rate {section.learning_rate:g}, batch {section.effective_batch_size}, "
             f"{section.max_steps or f'{section.num_train_epochs:g} epochs'}{' (steps)' if section.max_steps else ''}"
         )
-    lines += ["", "## Measures", "", *_measures(wanted, trained, parity)]
+    lines += ["", "## Measures", "", *_measures(wanted, trained, parity, notes if notes is not None else [])]
     lines += ["", "## Use", "", *_use(wanted, gguf)]
     return "\n".join(front + lines) + "\n"
 
@@ -120,36 +132,49 @@ def _source(source: Source) -> str:
     return source.path + (f" ({source.name})" if source.name else "")
 
 
-def _measures(wanted: Wanted, trained: list[str], parity: dict[str, Any] | None) -> list[str]:
+def _measures(wanted: Wanted, trained: list[str], parity: Parity | None, notes: list[str]) -> list[str]:
     rows = []
     for name in trained:
-        report = _read(wanted.run.of(name).report)
-        if report.get("loss_first") is not None:
+        report = RunReport.load(wanted.run.of(name).report, notes) or RunReport.unknown()
+        if report.loss_first is not None and report.loss_last is not None:
             rows.append(
-                f"- {name}: loss {report['loss_first']:.4f} to {report['loss_last']:.4f} in {report['num_steps']} steps"
+                f"- {name}: loss {report.loss_first:.4f} to {report.loss_last:.4f} in {report.num_steps} steps"
             )
-        for key, value in (report.get("eval") or {}).items():
-            if key in ("loss", "rewards/accuracies", "rewards/margins"):
+        for key, value in (report.eval or {}).items():
+            if key in ("loss", "rewards/accuracies", "rewards/margins") and value is not None:
                 rows.append(f"- {name}, held-out {key}: {value:.4f}")
-    for key, value in (_read(wanted.run.of("eval").report).get(wanted.stage) or {}).items():
-        if isinstance(value, dict) and isinstance(value.get("value"), float):
-            interval = (
-                f" [{value['low']:.4f}, {value['high']:.4f}]" if isinstance(value.get("low"), float) else ""
+    for name, measure in _evaluated(wanted, notes).items():
+        if measure.value is not None:
+            ends = (
+                f" [{measure.low:.4f}, {measure.high:.4f}]" if None not in (measure.low, measure.high) else ""
             )
-            rows.append(f"- {wanted.stage}, {key}: {value['value']:.4f}{interval}")
+            rows.append(f"- {wanted.stage}, {name}: {measure.value:.4f}{ends}")
     if parity:
         rows.append(
-            f"- this export against {parity['against']}: log-probs differ by {parity['mean_logprob_diff']:.4f} in the "
-            f"mean and {parity['max_logprob_diff']:.4f} at most, {parity['equal_greedy_fraction']:.1%} of greedy "
+            f"- this export against {parity.against}: log-probs differ by {parity.mean_logprob_diff:.4f} in the "
+            f"mean and {parity.max_logprob_diff:.4f} at most, {parity.equal_greedy_fraction:.1%} of greedy "
             "tokens are equal (`parity.json`)"
         )
-        if other := parity.get("quantisation"):
+        if other := parity.quantisation:
             rows.append(
                 f"- against the model as trained{' on NF4 weights' if wanted.recipe.model.load_in_4bit else ''}: "
-                f"{other['mean_logprob_diff']:.4f} and {other['max_logprob_diff']:.4f}, "
-                f"{other['equal_greedy_fraction']:.1%} of greedy tokens"
+                f"{other.mean_logprob_diff:.4f} and {other.max_logprob_diff:.4f}, "
+                f"{other.equal_greedy_fraction:.1%} of greedy tokens"
             )
     return rows or ["Nothing was measured."]
+
+
+def _evaluated(wanted: Wanted, notes: list[str]) -> dict[str, Measure]:
+    """What run_eval.py measured of the exported model, with its intervals; {} where it measured another one."""
+    file = wanted.run.of("eval").report
+    evaluation, moment = Evaluation.load(file, notes), written(file)
+    found = (evaluation.models or {}).get(wanted.stage) if evaluation else None
+    if found is None or moment is None:
+        return {}
+    if is_of_other_weights(moment, wanted.run.read_manifest()):
+        notes.append(f"{file} is older than the {wanted.stage} adapter: the card leaves its measures out")
+        return {}
+    return found.measures()
 
 
 def _use(wanted: Wanted, gguf: str | None) -> list[str]:
@@ -172,10 +197,3 @@ def _use(wanted: Wanted, gguf: str | None) -> list[str]:
         )
         code += ASK.format(prompt=prompt, max_new_tokens=recipe.compare.max_new_tokens)
     return ["```python", code.rstrip("\n"), "```"]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    except (OSError, ValueError):
-        return {}

@@ -35,7 +35,7 @@ def push(
     UserError: no checked export there, no or a wrong token, no right to write there, a Hub that does not answer.
     """
     mark = read_mark(wanted.folder)
-    if mark is None or not mark["verified"]:
+    if mark is None or not mark.verified:
         raise UserError(f"{wanted.folder} is no checked export: only what passed its check is uploaded")
     found = files(wanted.folder)
     seen = "public" if public else "private"

@@ -12,11 +12,11 @@ from toolkit.report.tables import duration, number
 
 def headline(record: RunRecord) -> str:
     """What ran, how it ended and why, when and on what, and what the same command would do now."""
-    manifest, reason = record.manifest, record.report["reason"]
+    manifest, reason = record.manifest, record.report.reason
     if record.outcome == "killed":
         reason = "The process ended without a word: it was killed, by hand or for memory, or the machine went down."
     said = f'<p class="reason">{escape(str(reason))}</p>' if reason else ""
-    command = f"<code>python {escape(manifest.get('command') or '')}</code>"
+    command = f"<code>python {escape(manifest.command or '')}</code>"
     return (
         f"<h1>{stages.of(record.run.stage).title} of {escape(record.run.recipe)}</h1>"
         f'<p class="quiet">{escape(_when(record))} · {escape(_device(record))}</p>'
@@ -27,10 +27,10 @@ def headline(record: RunRecord) -> str:
 
 def _how_far(record: RunRecord) -> str:
     report = record.report
-    steps, total = report["num_steps"] or 0, record.total_steps
+    steps, total = report.num_steps or 0, record.total_steps
     done = f"{steps:,} of {total:,} steps" if total and total != steps else f"{steps:,} steps"
     if record.outcome == "finished":
-        return f"after {done}" + (f" in {duration(report['wall_seconds'])}" if report["wall_seconds"] else "")
+        return f"after {done}" + (f" in {duration(report.wall_seconds)}" if report.wall_seconds else "")
     return f"with {done} logged" if steps else "before the first step was logged"
 
 
@@ -48,7 +48,7 @@ def _next(record: RunRecord) -> str:
 
 
 def _when(record: RunRecord) -> str:
-    started, ended = (_moment(record.manifest.get(key)) for key in ("started", "ended"))
+    started, ended = _moment(record.manifest.started), _moment(record.manifest.ended)
     if ended is None:
         ended, last = record.last_sign, ", the last sign of life"
     else:
@@ -57,7 +57,7 @@ def _when(record: RunRecord) -> str:
         return "at an unknown time"
     same_day = started.date() == ended.date()
     end = f"{ended:%H:%M}" if same_day else f"{ended.day} {ended:%b %Y, %H:%M}"
-    resumed = len(record.manifest.get("resumed_at_steps") or [])
+    resumed = len(record.manifest.resumed_at_steps or [])
     sessions = f", continued {resumed} time{'s' * (resumed != 1)}" if resumed else ""
     return f"{started.day} {started:%b %Y, %H:%M} to {end} UTC{last}{sessions}"
 
@@ -70,21 +70,21 @@ def _moment(text: str | None) -> datetime | None:
 
 
 def _device(record: RunRecord) -> str:
-    gpu, cores = record.manifest.get("gpu"), record.manifest.get("cpu_count")
+    gpu, cores = record.manifest.gpu, record.manifest.cpu_count
     if gpu:
-        return f"{gpu.get('name')}, {number(gpu.get('gib'), '{:.0f}')} GiB, driver {gpu.get('driver')}"
+        return f"{gpu.name}, {number(gpu.gib, '{:.0f}')} GiB, driver {gpu.driver}"
     return f"CPU, {cores} cores" if cores else "CPU"
 
 
 def tiles(record: RunRecord) -> str:
     """The figures that are asked for first; what is not known is left out."""
-    report, evaluated = record.report, record.report["eval"] or {}
-    tokens, seconds = report["train_tokens"], report["train_seconds"]
-    planned, peak = report["planned_peak_gib"], report["measured_peak_gib"]
-    first = number(report["loss_first"], "from {:.4f}")
-    session = "since it was continued" if record.manifest.get("resumed_from") else "of the steps alone"
+    report, evaluated = record.report, record.report.eval or {}
+    tokens, seconds = report.train_tokens, report.train_seconds
+    planned, peak = report.planned_peak_gib, report.measured_peak_gib
+    first = number(report.loss_first, "from {:.4f}")
+    session = "since it was continued" if record.manifest.resumed_from else "of the steps alone"
     tiles = [
-        ("Training loss", number(report["loss_last"], "{:.4f}"), first),
+        ("Training loss", number(report.loss_last, "{:.4f}"), first),
         ("Evaluation loss", number(evaluated.get("loss"), "{:.4f}"), "held-out rows"),
         ("Reward margin", number(evaluated.get("rewards/margins"), "{:.3f}"), "held-out pairs"),
         ("Reward accuracy", number(evaluated.get("rewards/accuracies"), "{:.1%}"), "held-out pairs"),
@@ -97,5 +97,6 @@ def tiles(record: RunRecord) -> str:
         for label, value, about in tiles
         if value
     )
-    notes = "".join(f'<p class="note">{escape(str(note))}</p>' for note in report["notes"] or [])
+    said = [*(report.notes or []), *record.notes]
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in said)
     return (f'<dl class="tiles">{shown}</dl>' if shown else "") + notes

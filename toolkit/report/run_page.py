@@ -6,12 +6,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from toolkit.files import write_text
+from toolkit.records.record import read_object
+from toolkit.records.run_report import Answers
 from toolkit.report import curves, figures, run_record
 from toolkit.report.headline import headline, tiles
 from toolkit.report.html import document
 from toolkit.report.run_record import RunRecord
 from toolkit.report.tables import data_section, folded, measures_section, memory_section, table
-from toolkit.run.files import write_text
 from toolkit.run.rundir import RunDir
 
 STYLE = """
@@ -65,18 +67,23 @@ pre { overflow-x: auto; padding: .8rem; background: var(--panel); border-radius:
 NUM_LISTED = 20  # of what happened on the way
 
 
-def write(run: RunDir) -> Path | None:
-    """Writes report.html of a run from what lies on disk; None when the run has not begun. Needs no torch."""
+def write(run: RunDir, notes: list[str] | None = None) -> Path | None:
+    """Writes report.html of a run from what lies on disk; None when the run has not begun. Needs no torch.
+
+    `notes` is given a line for each file that another version of the toolkit wrote; the page has them too.
+    """
     record = run_record.read(run)
     if record is None:
         return None
+    if notes is not None:
+        notes += record.notes
     write_text(run.page, page(record))
     return run.page
 
 
 def page(record: RunRecord) -> str:
     """The whole file."""
-    series = curves.with_planned_peak(record.series, record.report["planned_peak_gib"])
+    series = curves.with_planned_peak(record.series, record.report.planned_peak_gib)
     charts = curves.charts(record.run.stage, series)
     marks = _marks(record)
     drawn = figures.draw(charts, series, [step for step, _ in marks])
@@ -98,9 +105,7 @@ def page(record: RunRecord) -> str:
 
 def _marks(record: RunRecord) -> list[tuple[int, str]]:
     """Steps at which something happened, and what, in their order."""
-    resumed = [
-        (step, "continued from a checkpoint") for step in record.manifest.get("resumed_at_steps") or []
-    ]
+    resumed = [(step, "continued from a checkpoint") for step in record.manifest.resumed_at_steps or []]
     events = [
         (event.get("step") or 0, f"out of memory ({event.get('where')}): {event.get('action')}")
         for event in record.events
@@ -161,11 +166,10 @@ def _about(chart: curves.Chart, series: dict[str, curves.Series]) -> str:
 def _answers(record: RunRecord) -> str:
     if record.outcome != "finished":
         return ""
-    asked = record.report["answers"] or {}
+    asked = record.report.answers or Answers.unknown()
     if not record.answers:
-        note = asked.get("note")
-        return f'<h2>Answers</h2><p class="quiet">None: {escape(note)}</p>' if note else ""
-    before, after = asked.get("before") or "before", asked.get("after") or "after"
+        return f'<h2>Answers</h2><p class="quiet">None: {escape(asked.note)}</p>' if asked.note else ""
+    before, after = asked.before or "before", asked.after or "after"
     articles = "".join(
         f'<article><h3>{escape(row.get("prompt") or "")}</h3><div class="pair">'
         f"{_answer(before, row.get('before') or {})}{_answer(after, row.get('after') or {})}</div></article>"
@@ -187,7 +191,8 @@ def _answer(name: str, answer: dict[str, Any]) -> str:
 
 def _made(record: RunRecord) -> str:
     """The manifest and the recipe, folded."""
-    facts = {key: value for key, value in record.manifest.items() if key not in ("trajectory", "plan")}
+    stored = read_object(record.run.manifest)  # with whatever another version wrote
+    facts = {key: value for key, value in stored.items() if key not in ("trajectory", "plan")}
     rows = [[escape(name), escape(value)] for name, value in _flat(facts)]
     try:
         recipe = (record.run.path / "recipe.resolved.yaml").read_text(encoding="utf-8")

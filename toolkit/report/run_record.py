@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.records.comparison_report import Comparison
+from toolkit.records.data_report import DataReport
+from toolkit.records.evaluation_report import Evaluation
+from toolkit.records.record import read_object
+from toolkit.records.run_manifest import Manifest, PlanMade
+from toolkit.records.run_report import RunReport
 from toolkit.report.curves import Series
 from toolkit.run.rundir import ANSWERS, EVENTS, PREFIX, RunDir
 
@@ -17,102 +24,64 @@ Outcome = Literal["finished", "running", "interrupted", "failed", "killed"]
 
 NUM_EVENTS = 1000  # enough for any reader; a run that recovers at every step has more
 
-# What report.json holds of every run, whatever ended it; null where nothing is known.
-REPORT_KEYS = (
-    "stage",
-    "outcome",
-    "reason",
-    "recipe",
-    "device",
-    "num_steps",
-    "wall_seconds",
-    "train_seconds",
-    "train_tokens",
-    "loss_first",
-    "loss_last",
-    "eval",
-    "settings",
-    "planned_peak_gib",
-    "planned_items_gib",
-    "measured_peak_gib",
-    "checkpoint_seconds",
-    "allocator",
-    "probe",
-    "oom_events",
-    "reference",
-    "answers",
-    "notes",
-)
+Others = Comparison | Evaluation
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One stage run. `report` has all of REPORT_KEYS; `series` is metrics.jsonl, a column a name.
+    """One stage run. `series` is metrics.jsonl, a column a name; `data` is None where no row was prepared yet.
 
     `last_sign` is when the run last wrote anything, `total_steps` what it was to do, as far as a checkpoint tells.
-    `others` are the reports of compare and eval of the same recipe, with the moment each was written.
+    `others` are the reports of compare and eval of the same recipe, with the moment each was written. `notes` say
+    which files are of another version of the toolkit, a line each.
     """
 
     run: RunDir
     outcome: Outcome
-    manifest: dict[str, Any]
-    report: dict[str, Any]
+    manifest: Manifest
+    report: RunReport
     series: dict[str, Series]
-    data: dict[str, Any]
+    data: DataReport | None
     events: list[dict[str, Any]]
     answers: list[dict[str, Any]]
     last_sign: datetime | None
     sealed_step: int | None
     total_steps: int | None
-    others: dict[str, tuple[dict[str, Any], datetime]]
+    others: dict[str, tuple[Others, datetime]]
+    notes: list[str]
 
 
 def read(run: RunDir) -> RunRecord | None:
     """What there is of the run; None when it has not begun. Half-written and missing files count as absent."""
-    manifest = run.read_manifest()
-    if "outcome" not in manifest:
+    notes: list[str] = []
+    manifest = run.read_manifest(notes)
+    if manifest.outcome is None:
         return None
     series = read_series(run.metrics)
-    outcome = _outcome(run, manifest)
-    plan = manifest.get("plan") or {}
-    known = measured(series) | {
-        "stage": run.stage,
-        "recipe": run.recipe,
-        "settings": plan.get("settings"),
-        "planned_peak_gib": plan.get("peak_gib"),
-        "planned_items_gib": plan.get("items_gib"),
-        "allocator": manifest.get("allocator"),
-    }
-    recorded = _read_json(run.report)
-    if recorded.get("outcome") != outcome:
-        recorded = {}  # of an earlier session
-    report = dict.fromkeys(REPORT_KEYS) | known | {k: v for k, v in recorded.items() if v is not None}
+    outcome = _outcome(run, manifest.outcome)
     sealed = run.sealed_step()
     return RunRecord(
         run=run,
         outcome=outcome,
         manifest=manifest,
-        report=report | {"outcome": outcome, "reason": manifest.get("reason")},
+        report=_report(run, manifest, outcome, series, notes),
         series=series,
-        data=_read_json(run.path / "data_report.json"),
+        data=DataReport.load(run.data_report, notes),
         events=[event for event, _ in zip(_read_lines(run.path / EVENTS), range(NUM_EVENTS), strict=False)],
         answers=list(_read_lines(run.path / ANSWERS)),
-        last_sign=_written(run.metrics) or _written(run.manifest),
+        last_sign=written(run.metrics) or written(run.manifest),
         sealed_step=sealed,
         total_steps=_total_steps(run, sealed),
-        others={name: found for name in ("compare", "eval") if (found := _other(run.of(name)))},
+        others=_others(run, notes),
+        notes=notes,
     )
 
 
-def unfinished_report(run: RunDir, facts: dict[str, Any]) -> dict[str, Any]:
+def unfinished_report(run: RunDir, facts: dict[str, Any]) -> RunReport:
     """report.json of a run that was interrupted or failed: `facts`, and what its metrics tell."""
+    known = measured(read_series(run.metrics))
     events = list(_read_lines(run.path / EVENTS))
-    known = measured(read_series(run.metrics)) | {
-        "stage": run.stage,
-        "recipe": run.recipe,
-        "oom_events": events,
-    }
-    return dict.fromkeys(REPORT_KEYS) | known | facts
+    return replace(RunReport.unknown(), **known | {"oom_events": events} | facts)
 
 
 def read_series(metrics: Path) -> dict[str, Series]:
@@ -134,7 +103,7 @@ def read_series(metrics: Path) -> dict[str, Series]:
 
 
 def measured(series: dict[str, Series]) -> dict[str, Any]:
-    """The keys of report.json that the metrics tell."""
+    """The fields of report.json that the metrics tell."""
     losses = [value for value in series.get("loss", Series()).values if value is not None]
     tokens = [value for value in series.get("num_tokens", Series()).values if value is not None]
     peaks = [value for value in series.get("vram_peak_gib", Series()).values if value is not None]
@@ -153,38 +122,69 @@ def measured(series: dict[str, Series]) -> dict[str, Any]:
     }
 
 
-def _outcome(run: RunDir, manifest: dict[str, Any]) -> Outcome:
-    recorded = manifest["outcome"]
-    if recorded == "running" and not run.is_held():
-        return "killed"
-    return recorded if recorded in ("running", "finished", "interrupted") else "failed"
-
-
-def _total_steps(run: RunDir, sealed: int | None) -> int | None:
-    if sealed is None:
-        return None
-    state = _read_json(run.checkpoints / f"{PREFIX}{sealed}" / "trainer_state.json")
-    return state.get("max_steps")
-
-
-def _other(run: RunDir) -> tuple[dict[str, Any], datetime] | None:
-    report, written = _read_json(run.report), _written(run.report)
-    return (report, written) if isinstance(report.get("models"), dict) and written else None
-
-
-def _written(path: Path) -> datetime | None:
+def written(path: Path) -> datetime | None:
+    """When a file was last written; None when there is none."""
     try:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except OSError:
         return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def is_of_other_weights(measured_at: datetime, manifest: Manifest) -> bool:
+    """Whether measures of a model were written before the run that made it ended."""
+    return manifest.ended is not None and measured_at.isoformat() < manifest.ended
+
+
+def _report(
+    run: RunDir, manifest: Manifest, outcome: Outcome, series: dict[str, Series], notes: list[str]
+) -> RunReport:
+    """report.json where it is of this session, and what manifest and metrics tell where it says nothing."""
+    plan = manifest.plan or PlanMade.unknown()
+    known = measured(series) | {
+        "stage": run.stage,
+        "recipe": run.recipe,
+        "settings": plan.settings,
+        "planned_peak_gib": plan.peak_gib,
+        "planned_items_gib": plan.items_gib,
+        "allocator": manifest.allocator,
+    }
+    said: list[str] = []
+    recorded = RunReport.load(run.report, said)
+    if recorded is None:
+        notes += said
+    elif recorded.outcome == outcome:
+        notes += said
+        fields = {field.name: getattr(recorded, field.name) for field in dataclasses.fields(recorded)}
+        known |= {name: value for name, value in fields.items() if value is not None}
+    return replace(RunReport.unknown(), **known | {"outcome": outcome, "reason": manifest.reason})
+
+
+def _outcome(run: RunDir, recorded: str) -> Outcome:
+    if recorded == "running" and not run.is_held():
+        return "killed"
+    for outcome in ("running", "finished", "interrupted"):
+        if recorded == outcome:
+            return outcome
+    return "failed"
+
+
+def _total_steps(run: RunDir, sealed: int | None) -> int | None:
+    """What the Trainer's own state says, in the newest complete checkpoint."""
+    if sealed is None:
+        return None
+    steps = read_object(run.checkpoints / f"{PREFIX}{sealed}" / "trainer_state.json").get("max_steps")
+    return steps if isinstance(steps, int) else None
+
+
+def _others(run: RunDir, notes: list[str]) -> dict[str, tuple[Others, datetime]]:
+    kinds: dict[str, type[Others]] = {"compare": Comparison, "eval": Evaluation}
+    found = {}
+    for name, kind in kinds.items():
+        file = run.of(name).report
+        report, moment = kind.load(file, notes), written(file)
+        if report is not None and report.models is not None and moment is not None:
+            found[name] = (report, moment)
+    return found
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,11 @@ from html import escape
 from typing import Any
 
 from toolkit.data.reasons import Reason
-from toolkit.report.run_record import RunRecord
+from toolkit.records.comparison_report import AnswerMeasures
+from toolkit.records.data_report import DataReport, Rows
+from toolkit.records.evaluation_report import Measure, ModelMeasures
+from toolkit.records.run_report import RunReport
+from toolkit.report.run_record import RunRecord, is_of_other_weights
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
 SHOWN_GIB = 0.005  # what is less would read 0.00
@@ -51,24 +55,24 @@ def folded(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
-def memory_section(report: dict[str, Any]) -> str:
+def memory_section(report: RunReport) -> str:
     """What was planned, item by item, against what was measured."""
-    items, planned = report["planned_items_gib"] or {}, report["planned_peak_gib"]
+    items, planned = report.planned_items_gib or {}, report.planned_peak_gib
     if not planned:
         return ""
-    measured, probe = report["measured_peak_gib"], report["probe"] or {}
+    measured, probe = report.measured_peak_gib, report.probe
     shown = {name: [_words(name), f"{gib:.2f}"] for name, gib in items.items() if gib >= SHOWN_GIB}
     rows = [cells for name, cells in shown.items() if name not in OUTSIDE]
     outside = [[f"beside it: {cells[0]}", cells[1]] for name in OUTSIDE if (cells := shown.get(name))]
     totals = [("planned peak", f"{planned:.2f}")]
-    if probe.get("peak_gib") is not None:
-        totals.append(("measured by the probe, longest rows together", f"{probe['peak_gib']:.2f}"))
+    if probe and probe.peak_gib is not None:
+        totals.append(("measured by the probe, longest rows together", f"{probe.peak_gib:.2f}"))
     if measured is not None:
         totals.append(("measured peak of the run", f"{measured:.2f}"))
         totals.append(("measured against planned", f"{measured / planned - 1:+.0%}"))
     rows += [[f"<b>{name}</b>", f"<b>{gib}</b>"] for name, gib in totals]
     about = "What is there at the moment of the peak." if measured is not None else NOT_MEASURED
-    settings = report["settings"] or {}
+    settings = report.settings or {}
     chosen = [[_words(name), number(value, "{:,}") or escape(str(value))] for name, value in settings.items()]
     return (
         f'<h2>Memory, planned and measured</h2><p class="quiet">{about}</p><div class="side">'
@@ -76,45 +80,43 @@ def memory_section(report: dict[str, Any]) -> str:
     )
 
 
-def data_section(data: dict[str, Any]) -> str:
+def data_section(data: DataReport | None) -> str:
     """What became of the rows, and how long they are."""
-    if not data:
+    if data is None:
         return ""
-    parts = [_rows("Trained on", data, data.get("max_length"))]
-    if data.get("suggestion"):
-        parts[0] += f'<p class="quiet">{escape(data["suggestion"])}</p>'
-    if held_out := data.get("eval"):
-        leaks = held_out.get("leaks")
-        about = f'<p class="quiet">{leaks:,} of them also in training.</p>' if leaks else ""
+    parts = [_rows("Trained on", data, data.max_length)]
+    if data.suggestion:
+        parts[0] += f'<p class="quiet">{escape(data.suggestion)}</p>'
+    if held_out := data.eval:
+        about = f'<p class="quiet">{held_out.leaks:,} of them also in training.</p>' if held_out.leaks else ""
         parts.append(_rows("Held out", held_out, None) + about)
     sections = "".join(f"<section>{part}</section>" for part in parts)
     return f'<h2>Rows</h2><div class="side">{sections}</div>'
 
 
-def _rows(title: str, data: dict[str, Any], max_length: int | None) -> str:
-    used, read = data.get("used") or 0, data.get("read") or 0
-    steps = [
-        [escape(str(step["step"])), f"{step['before']:,}", f"{step['after']:,}"]
-        for step in data.get("selection") or []
-    ]
-    first_rows = data.get("first_rows") or {}
+def _rows(title: str, data: Rows, max_length: int | None) -> str:
+    steps = [[escape(step.step), f"{step.before:,}", f"{step.after:,}"] for step in data.selection or []]
+    first_rows = data.first_rows or {}
     dropped = [
         [
             f"{escape(_SENTENCES.get(reason, reason))}<br>"
             f'<span class="quiet">rows {escape(_places(first_rows.get(reason, []), count))}</span>',
             f"{count:,}",
         ]
-        for reason, count in (data.get("dropped") or {}).items()
+        for reason, count in (data.dropped or {}).items()
     ]
-    if data.get("cut"):
+    if data.cut:
         at = f" at max_length {max_length:,}" if max_length else ""
-        dropped.append([f"used, but cut{at}", f"{data['cut']:,}"])
-    lengths = data.get("lengths") or {}
+        dropped.append([f"used, but cut{at}", f"{data.cut:,}"])
+    lengths = data.lengths or {}
     columns = list(next(iter(lengths.values()), {}))
-    sizes = [[escape(kind), *(f"{sizes[column]:,}" for column in columns)] for kind, sizes in lengths.items()]
-    tokens, trained = data.get("tokens_per_epoch") or 0, data.get("trained_tokens_per_epoch") or 0
+    sizes = [
+        [escape(kind), *(number(of_kind.get(column), "{:,}") or "-" for column in columns)]
+        for kind, of_kind in lengths.items()
+    ]
+    tokens, trained = data.tokens_per_epoch or 0, data.trained_tokens_per_epoch or 0
     return (
-        f'<h3>{title}: {used:,} of {read:,} rows</h3><p class="quiet">'
+        f'<h3>{title}: {data.used or 0:,} of {data.read or 0:,} rows</h3><p class="quiet">'
         f"{tokens:,} tokens an epoch, {trained:,} of them trained</p>"
         + (
             table(["dropped because", "rows"], dropped)
@@ -134,22 +136,19 @@ def measures_section(record: RunRecord) -> str:
     """What compare and eval of the same recipe measured, one column a model, where they have run."""
     parts = []
     for name, (report, written) in record.others.items():
-        models = {
-            model: measures for model, measures in report["models"].items() if isinstance(measures, dict)
-        }
-        names = list(dict.fromkeys(measure for measures in models.values() for measure in measures))
+        models = {model: _measures(measures) for model, measures in (report.models or {}).items()}
+        names = dict.fromkeys(measure for measures in models.values() for measure in measures)
         rows = [
             [
                 escape(measure.replace("_", " ")),
-                *(_cell(measure, found.get(measure)) for found in models.values()),
+                *(_cell(measure, measures.get(measure)) for measures in models.values()),
             ]
             for measure in names
-            if any(_value(found.get(measure)) is not None for found in models.values())
         ]
-        ended = record.manifest.get("ended")
-        early = ended is not None and written.isoformat() < ended
         about = f"Of {written.day} {written:%b %Y, %H:%M} UTC" + (
-            ": made before this run ended, so of other weights." if early else "."
+            ": made before this run ended, so of other weights."
+            if is_of_other_weights(written, record.manifest)
+            else "."
         )
         if rows:
             parts.append(
@@ -158,24 +157,25 @@ def measures_section(record: RunRecord) -> str:
     return f"<h2>The models measured</h2>{''.join(parts)}" if parts else ""
 
 
-def _value(found: Any) -> float | None:
-    """A measure is a number, or {value, low, high, num_rows}."""
-    value = found.get("value") if isinstance(found, dict) else found
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def _measures(of_model: AnswerMeasures | ModelMeasures) -> dict[str, float | Measure]:
+    """Those that have a value."""
+    return {
+        name: found
+        for name, found in of_model.measures().items()
+        if not isinstance(found, Measure) or found.value is not None
+    }
 
 
-def _cell(name: str, found: Any) -> str:
-    value = _value(found)
-    if value is None:
-        return "-"
-    text = _written(name, value)
-    if isinstance(found, dict):
-        low, high = _value(found.get("low")), _value(found.get("high"))
-        about = [] if low is None or high is None else [f"{_written(name, low)} to {_written(name, high)}"]
-        if isinstance(found.get("num_rows"), int):
-            about.append(f"{found['num_rows']:,} rows")
-        text += f'<br><span class="quiet">{", ".join(about)}</span>'
-    return text
+def _cell(name: str, found: float | Measure | None) -> str:
+    if isinstance(found, Measure):
+        about = []
+        if found.low is not None and found.high is not None:
+            about.append(f"{_written(name, found.low)} to {_written(name, found.high)}")
+        if found.num_rows is not None:
+            about.append(f"{found.num_rows:,} rows")
+        value = "-" if found.value is None else _written(name, found.value)
+        return f'{value}<br><span class="quiet">{", ".join(about)}</span>'
+    return "-" if found is None else _written(name, found)
 
 
 def _written(name: str, value: float) -> str:

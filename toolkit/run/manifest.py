@@ -6,6 +6,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from toolkit.env import Environment
 from toolkit.hardware import Hardware, torch_build
 from toolkit.recipe.schema import Recipe
+from toolkit.records.record import plain
+from toolkit.records.run_manifest import Attempt, Base, Code, Gpu, Manifest
 from toolkit.redaction import redacted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,19 +30,19 @@ def packages() -> dict[str, str | None]:
 
 
 def describe(recipe: Recipe, machine: Hardware, environment: Environment) -> dict[str, Any]:
-    """Everything but what the run itself measures. Secrets in the command line are blanked out."""
+    """Fields of the manifest, all but what the run itself measures. Secrets in the command line are blanked out."""
     gpu = machine.gpu
     return {
         "recipe": recipe.name,
         "recipe_sha256": hashlib.sha256(recipe.model_dump_json(by_alias=True).encode()).hexdigest(),
         "seed": recipe.seed,
-        "base_model": {"path": recipe.model.path, "revision": recipe.model.revision},
+        "base_model": Base(recipe.model.path, recipe.model.revision),
         "command": redacted(" ".join(sys.argv)),
         "code": _git(),
         "python": platform.python_version(),
         "packages": packages(),
         "torch_cuda": torch_build()[1],
-        "gpu": {"name": gpu.name, "gib": gpu.total_gib, "driver": gpu.driver} if gpu else None,
+        "gpu": Gpu(gpu.name, gpu.total_gib, gpu.driver) if gpu else None,
         "ram_gib": machine.ram_gib,
         "cpu_count": machine.cpu_count,
         "allocator": environment.to_dict(),
@@ -51,56 +54,59 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def notes_on(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def notes_on(before: Manifest, now: dict[str, Any]) -> list[str]:
     """What someone who continues a run should know of the attempt before, and of the machine it ran on."""
     notes = []
-    if before.get("outcome") == "running":
+    if before.outcome == "running":
+        reached = before.attempts[-1].step if before.attempts else 0
         notes.append(
-            f"the attempt before ended without a word after its checkpoint of step {before['attempts'][-1]['step']}: "
+            f"the attempt before ended without a word after its checkpoint of step {reached}: "
             "killed from outside (kill -9, power, or the kernel when the RAM ran out)"
         )
-    for what in ("gpu", "cpu_count"):
-        then, here = before.get(what), now[what]
+    for what, then in (("gpu", before.gpu), ("cpu_count", before.cpu_count)):
+        here = now[what]
         if then != here and not (what == "cpu_count" and now["gpu"]):
             notes.append(
-                f"{what}: {then} then, {here} now: goes on, but no longer bit for bit as it would have there"
+                f"{what}: {plain(then)} then, {plain(here)} now: goes on, but no longer bit for bit as it would have "
+                "there"
             )
     return notes
 
 
-def begun(recorded: dict[str, Any], from_step: int) -> dict[str, Any]:
+def begun(recorded: Manifest, from_step: int) -> dict[str, Any]:
     """Facts of a new attempt at the run that `recorded` tells of; one that was killed could not say so itself."""
     attempts = [
-        attempt | ({"outcome": "killed"} if attempt["outcome"] == "running" else {})
-        for attempt in recorded.get("attempts", [])
+        replace(attempt, outcome="killed") if attempt.outcome == "running" else attempt
+        for attempt in recorded.attempts or []
     ]
-    started = now()
-    attempt = {
-        "command": redacted(" ".join(sys.argv)),
-        "started": started,
-        "ended": None,
-        "from_step": from_step,
-        "step": from_step,
-        "seconds": 0.0,
-        "outcome": "running",
-        "reason": None,
-    }
+    attempt = Attempt(
+        command=redacted(" ".join(sys.argv)),
+        started=now(),
+        ended=None,
+        from_step=from_step,
+        step=from_step,
+        seconds=0.0,
+        outcome="running",
+        reason=None,
+    )
+    attempts.append(attempt)
     return {
         "outcome": "running",
         "reason": None,
-        "started": attempts[0]["started"] if attempts else started,
+        "started": attempts[0].started,
         "ended": None,
-        "attempts": [*attempts, attempt],
+        "attempts": attempts,
     }
 
 
-def noted(recorded: dict[str, Any], **facts: Any) -> dict[str, Any]:
+def noted(recorded: Manifest, **facts: Any) -> dict[str, Any]:
     """Facts of the attempt that runs, and the seconds of all of them, by a clock that no one sets back.
 
     Those of a killed attempt count up to its last checkpoint; loading Python's packages is not in them.
     """
-    attempts = [*recorded["attempts"][:-1], recorded["attempts"][-1] | facts]
-    return {"attempts": attempts, "total_seconds": sum(attempt["seconds"] for attempt in attempts)}
+    assert recorded.attempts, "an attempt has begun"
+    attempts = [*recorded.attempts[:-1], replace(recorded.attempts[-1], **facts)]
+    return {"attempts": attempts, "total_seconds": sum(attempt.seconds or 0.0 for attempt in attempts)}
 
 
 def _version(name: str) -> str | None:
@@ -110,7 +116,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any] | None:
+def _git() -> Code | None:
     """Commit of the toolkit's own checkout and whether it was changed since; None outside one."""
     if not (ROOT / ".git").exists():
         return None
@@ -123,4 +129,4 @@ def _git() -> dict[str, Any] | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    return Code(commit=commit.stdout.strip(), dirty=bool(status.stdout.strip()))

@@ -7,20 +7,22 @@ written last.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UserError
+from toolkit.files import write_json
+from toolkit.records.marks import AdapterMark
+from toolkit.records.record import plain, read_object
+from toolkit.records.run_manifest import Manifest
 from toolkit.redaction import blanked
-from toolkit.run.files import write_json
 
 MARK = "complete.json"
 SEAL, PREFIX = "sealed.json", "checkpoint-"  # of a complete checkpoint; the names of their folders
@@ -64,6 +66,10 @@ class RunDir:
         return self.path / "report.json"
 
     @property
+    def data_report(self) -> Path:
+        return self.path / "data_report.json"
+
+    @property
     def page(self) -> Path:
         return self.path / "report.html"
 
@@ -78,7 +84,7 @@ class RunDir:
         cannot be written, or holds a run that was made otherwise, listing each field with both values.
         """
         if not fresh:
-            self._refuse_other("trajectory", trajectory)
+            self._refuse_other("trajectory", self.read_manifest().trajectory, trajectory)
         try:
             moved = self.move_aside() if fresh else None
             self.path.mkdir(parents=True, exist_ok=True)
@@ -97,7 +103,7 @@ class RunDir:
         Raises UserError, listing each with both values, when an unfinished run was trained under other ones. A
         finished run stays finished, whatever is installed later.
         """
-        self._refuse_other("conditions", self._conditions() | conditions)
+        self._refuse_other("conditions", self._conditions(), self._conditions() | conditions)
         self.record({"conditions": self._conditions() | conditions})
 
     def settings(self) -> dict[str, Any]:
@@ -112,7 +118,7 @@ class RunDir:
 
         One that died between its adapter and its report is not finished: it does the rest again.
         """
-        self._refuse_other("trajectory", trajectory)
+        self._refuse_other("trajectory", self.read_manifest().trajectory, trajectory)
         return self._ended()
 
     def move_aside(self) -> Path | None:
@@ -174,27 +180,25 @@ class RunDir:
         return max((int(name) for name in names if name.isdigit()), default=None)
 
     def record(self, facts: dict[str, Any]) -> None:
-        """Adds facts to the manifest."""
-        write_json(self.manifest, self.read_manifest() | facts)
+        """Adds facts to the manifest, by the names of its fields; what is there beside them stays."""
+        replace(Manifest.unknown(), **facts)  # a TypeError for a name that is none
+        write_json(self.manifest, read_object(self.manifest) | plain(facts))
 
-    def read_manifest(self) -> dict[str, Any]:
-        """What is recorded of the run; {} before its start."""
-        try:
-            return json.loads(self.manifest.read_text())  # type: ignore[no-any-return]
-        except (OSError, ValueError):
-            return {}
+    def read_manifest(self, notes: list[str] | None = None) -> Manifest:
+        """What is recorded of the run; nothing in any field before its start."""
+        return Manifest.load(self.manifest, notes) or Manifest.unknown()
 
     def _conditions(self) -> dict[str, Any]:
-        return self.read_manifest().get("conditions") or {}
+        return self.read_manifest().conditions or {}
 
     def _ended(self) -> bool:
-        return self.finished_with() is not None and self.read_manifest().get("outcome") == "finished"
+        return self.finished_with() is not None and self.read_manifest().outcome == "finished"
 
     def _has_checkpoints(self) -> bool:
         return any(self.checkpoints.glob("checkpoint-*"))
 
-    def _refuse_other(self, what: str, now: dict[str, Any]) -> None:
-        before, now = self.read_manifest().get(what), blanked(now)
+    def _refuse_other(self, what: str, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+        now = blanked(now)
         if before is None or not (self.finished_with() or self._has_checkpoints()):
             return  # nothing was trained yet: there is nothing to lose
         known = before.keys() | now.keys() if what == "trajectory" else before.keys() & now.keys()
@@ -226,7 +230,6 @@ class RunDir:
             )
         return before.adapter
 
-    def finished_with(self) -> dict[str, Any] | None:
+    def finished_with(self) -> AdapterMark | None:
         """What the completion mark of the adapter records, or None while there is no complete adapter."""
-        mark = self.adapter / MARK
-        return json.loads(mark.read_text()) if mark.is_file() else None
+        return AdapterMark.load(self.adapter / MARK)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
-from toolkit.run.files import sync_folder, write_json
+from toolkit.files import sync_folder
+from toolkit.records.marks import Seal
 
 CHUNK = 2**20
 # The disk is full, over quota, read-only or broken: of nobody's making but of whoever can make room.
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # safetensors and torch's zip writer meet the same and raise errors of their own, torch without the reason.
 WRITERS = {"No space left": "No space left on device", "Disk quota exceeded": "Disk quota exceeded"}
+NOTHING_MORE = Seal()
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 
 
@@ -37,13 +38,13 @@ def disk_problem(error: BaseException) -> str | None:
     return "a file could not be written" if any(name in text for name in TORCH_WRITER) else None
 
 
-def seal(folder: Path, name: str, facts: dict[str, Any] | None = None) -> None:
-    """Writes `facts` and the hash of every file to `folder/name`, after all of them have reached the disk."""
+def seal(folder: Path, name: str, mark: Seal = NOTHING_MORE) -> None:
+    """Writes `mark` with the hash of every file to `folder/name`, after all of them have reached the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = {str(path.relative_to(folder)): digest(path, sync=True) for path in files}
+    hashes: dict[str, str | None] = {str(path.relative_to(folder)): digest(path, sync=True) for path in files}
     for inner in {path.parent for path in files}:
         sync_folder(inner)
-    write_json(folder / name, (facts or {}) | {"files": hashes})
+    replace(mark, files=hashes).write(folder / name)
 
 
 def put_in_place(made: Path, target: Path) -> None:
@@ -62,11 +63,10 @@ def put_in_place(made: Path, target: Path) -> None:
 
 def damage(folder: Path, name: str) -> str | None:
     """What is wrong with a folder that was sealed under `name`, None when nothing is."""
-    try:
-        hashes = json.loads((folder / name).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+    seal = Seal.load(folder / name)
+    if seal is None or seal.files is None:
         return "it was not finished"
-    for file, expected in hashes.items():
+    for file, expected in seal.files.items():
         try:
             if digest(folder / file) != expected:
                 return f"{file} is not what was written"

@@ -13,6 +13,7 @@ from toolkit.engine.base import model, vram
 from toolkit.engine.train import sft
 from toolkit.errors import UserError
 from toolkit.hardware import GIB
+from toolkit.records.marks import AdapterMark
 from toolkit.run.rundir import RunDir
 
 ON_GPU = torch.cuda.is_available()
@@ -69,7 +70,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     loaded = SimpleNamespace(model=torch.nn.Linear(1024, 1024))  # 4 MiB of fp32
     monkeypatch.setattr(hardware, "disk_free_gib", lambda path: 0.01)
     with pytest.raises(UserError, match=r"the adapter's files take 0.06 GiB .* has 0.01 GiB free"):
-        model.save_adapter(loaded, run, {})  # type: ignore[arg-type]
+        model.save_adapter(loaded, run, AdapterMark.unknown())  # type: ignore[arg-type]
     assert list(run.path.iterdir()) == []
     monkeypatch.setattr(hardware, "disk_free_gib", lambda path: 0.2)
     model.check_disk(loaded, run, 1)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
+from toolkit.records.data_report import DataReport
 
 QUIET = Console(quiet=True)
 CHATS = [{"instruction": f"the question {i}", "output": f"the answer {i}"} for i in range(40)]
@@ -89,24 +90,25 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     rows = [*CHATS[:3], *bad, *CHATS[2:]]
     result = prepare(recipe_of("sft", write(tmp_path / "a.jsonl", rows), eval_rows=5))
     report = result.report
-    assert report["dropped"] == {"empty_reply": 2, "wrong_type": 1}
-    assert report["first_rows"] == {"empty_reply": [4, 6], "wrong_type": [5]}
-    for side in (report, report["eval"]):
-        assert side["used"] + sum(side["dropped"].values()) == side["read"]
-        assert side["selection"][-1]["after"] == side["read"]
-        for before, after in zip(side["selection"], side["selection"][1:], strict=False):
-            assert before["after"] == after["before"]
-    assert [step["step"] for step in report["selection"]] == [
+    assert report.dropped == {"empty_reply": 2, "wrong_type": 1}
+    assert report.first_rows == {"empty_reply": [4, 6], "wrong_type": [5]}
+    for side in (report, report.eval):
+        assert side.used + sum(side.dropped.values()) == side.read
+        assert side.selection[-1].after == side.read
+        for before, after in zip(side.selection, side.selection[1:], strict=False):
+            assert before.after == after.before
+    assert [step.step for step in report.selection] == [
         f"read {tmp_path / 'a.jsonl'}",
         "deduplicate",
         "shuffle with seed 3407",
         "hold out 5 by prompt: the rest",
     ]
-    assert report["selection"][0]["before"] == len(rows) and report["selection"][1]["after"] == len(rows) - 1
-    assert report["used"] + report["eval"]["used"] == 40 and report["eval"]["used"] == 5
+    assert report.selection[0].before == len(rows) and report.selection[1].after == len(rows) - 1
+    assert report.used + report.eval.used == 40 and report.eval.used == 5
     assert result.eval is not None
     assert sorted(answers(result.train) + answers(result.eval)) == sorted(row["output"] for row in CHATS)
-    assert json.loads(json.dumps(report)) == report
+    report.write(tmp_path / "data_report.json")
+    assert DataReport.load(tmp_path / "data_report.json") == report
 
 
 def test_columns_are_int32_on_disk(tmp_path: Path, cache: Path) -> None:
@@ -129,7 +131,7 @@ def test_too_many_dropped_rows_stop_with_the_table_also_from_the_cache(tmp_path:
         with pytest.raises(UserError, match=r"(?s)2 of 10 rows \(20.0%\).*empty_reply.*rows 9, 10"):
             prepare(recipe)
     allowed = recipe_of("sft", tmp_path / "a.jsonl", max_dropped_fraction=0.2)
-    assert prepare(allowed).report["used"] == 8
+    assert prepare(allowed).report.used == 8
 
 
 def test_nothing_to_train_on_stops(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_nothing_to_train_on_stops(tmp_path: Path) -> None:
 
 def test_a_suggestion_when_most_of_max_length_is_never_used(tmp_path: Path) -> None:
     report = prepare(recipe_of("sft", write(tmp_path / "a.jsonl", CHATS), max_length=2048)).report
-    assert "max_length 64 holds them all (now 2048)" in report["suggestion"]
+    assert "max_length 64 holds them all (now 2048)" in report.suggestion
 
 
 # Selection and mixing -------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def test_leaks_are_counted_removed_and_shown(tmp_path: Path) -> None:
     recipe = recipe_of("sft", write(tmp_path / "a.jsonl", CHATS), eval_datasets=[{"path": str(held_out)}])
     console = Console(record=True, width=120, file=io.StringIO())
     result = prepare(recipe, console=console)
-    assert result.report["eval"]["leaks"] == 4
+    assert result.report.eval.leaks == 4
     assert result.eval is not None and answers(result.eval) == ["new"]
     assert "4 held-out rows also stand in training and were taken out" in console.export_text()
 
@@ -182,7 +184,7 @@ def test_sets_are_mixed_by_weight_or_by_rows_each_with_its_schema(tmp_path: Path
     def taken(**values: Any) -> Counter[str]:
         sources = [{"path": str(one)} | values.get("one", {}), {"path": str(two)} | values.get("two", {})]
         result = prepare(recipe_of("sft", *sources, max_rows=values.get("max_rows")))
-        assert result.report["used"] == len(result.train)
+        assert result.report.used == len(result.train)
         return Counter(answer[0] for answer in answers(result.train))
 
     assert taken() == {"t": 40, "o": 30}
@@ -190,21 +192,21 @@ def test_sets_are_mixed_by_weight_or_by_rows_each_with_its_schema(tmp_path: Path
     assert taken(one={"weight": 3.0}, two={"weight": 1.0}) == {"t": 40, "o": 13}
     assert taken(one={"weight": 1.0}, two={"weight": 3.0}, max_rows=16) == {"t": 4, "o": 12}
     report = prepare(recipe_of("sft", one, two)).report
-    assert report["first_rows"] == {"no_turns": [f"{two}:31"]}
-    assert report["read"] == 71 and report["used"] == 70
+    assert report.first_rows == {"no_turns": [f"{two}:31"]}
+    assert report.read == 71 and report.used == 70
 
 
 def test_a_filter_and_top_k_come_before_duplicates_and_rows(tmp_path: Path) -> None:
     rows = [{**row, "score": i % 5} for i, row in enumerate([*CHATS, *CHATS])]
     source = {"path": str(write(tmp_path / "a.jsonl", rows)), "filter": "score >= 3", "rows": 4}
     report = prepare(recipe_of("sft", source)).report
-    assert [(s["step"], s["after"]) for s in report["selection"]][1:4] == [
+    assert [(s.step, s.after) for s in report.selection][1:4] == [
         ("filter score >= 3", 4),  # reading stopped at the fourth
         ("deduplicate", 4),
         ("first 4", 4),
     ]
     source = {"path": str(tmp_path / "a.jsonl"), "top_k": {"column": "score", "rows": 16}}
-    assert prepare(recipe_of("sft", source)).report["read"] == 8
+    assert prepare(recipe_of("sft", source)).report.read == 8
     with pytest.raises(UserError, match="names the column 'rating'; its columns: instruction, output, score"):
         prepare(recipe_of("sft", source | {"filter": "rating > 1"}))
 
@@ -283,7 +285,7 @@ def test_only_what_decides_the_rows_prepares_again(tmp_path: Path, encoded: list
     prepare(recipe_of("dpo", file), "dpo", loaded=loaded(template))
     assert len(encoded) == 5
     write(file, [*PAIRS, {"prompt": "one", "chosen": "more", "rejected": "row"}])
-    assert prepare(recipe_of("dpo", file), "dpo").report["used"] == 41
+    assert prepare(recipe_of("dpo", file), "dpo").report.used == 41
     assert len(encoded) == 6
 
 
@@ -340,7 +342,7 @@ def test_a_kill_leaves_nothing_that_looks_whole(tmp_path: Path, cache: Path) -> 
         prepare(recipe)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert [path.name.startswith(".making-") for path in cache.iterdir()] == [True]
-    assert prepare(recipe).report["used"] == 40
+    assert prepare(recipe).report.used == 40
     [leftover] = cache.glob(".making-*")
     os.utime(leftover, (0, 0))
     prepare(recipe_of("sft", tmp_path / "a.jsonl", max_length=99))
@@ -373,7 +375,7 @@ def test_folders_saved_or_of_files_give_the_same_rows(tmp_path: Path) -> None:
     ]
     for source in sources:
         assert prepare(recipe_of("sft", source)).train[:] == expected
-    assert prepare(recipe_of("sft", tmp_path / "folder", max_rows=5)).report["used"] == 5  # streamed
+    assert prepare(recipe_of("sft", tmp_path / "folder", max_rows=5)).report.used == 5  # streamed
     with pytest.raises(UserError, match="has no split 'train'; it has: fit"):
         prepare(recipe_of("sft", tmp_path / "splits"))
     with pytest.raises(UserError, match=r'folder cannot be read: Unknown split "test"'):

@@ -18,6 +18,7 @@ from toolkit.engine.inference import chat, compare, generate, rewards
 from toolkit.engine.inference.generate import _Sampling
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe
+from toolkit.records.record import plain
 from toolkit.run.rundir import RunDir
 
 PROMPTS = (
@@ -102,7 +103,7 @@ def compared(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunD
     (run.path / "earlier").touch()
     models = candidates.choose(recipe, run, f"base,{runs / 'mine'}")
     console = Console(record=True, width=100)
-    report = compare.run(recipe, run, models, read_prompts(recipe, None), console)
+    report = plain(compare.run(recipe, run, models, read_prompts(recipe, None), console))
     return run, report, console
 
 

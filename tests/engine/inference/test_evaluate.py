@@ -19,6 +19,7 @@ from toolkit.errors import UserError
 from toolkit.evaluation import scope
 from toolkit.evaluation.scope import Tasks
 from toolkit.recipe.schema import Recipe
+from toolkit.records.record import plain
 from toolkit.run.rundir import EVENTS, RunDir
 
 TASK = """
@@ -48,7 +49,7 @@ def evaluated(recipe: Recipe, runs: Path, *words: str) -> Stage:
     scope.add_options(parser)
     run, console = RunDir(runs, recipe.name, "eval"), Console(record=True, width=200)
     chosen = scope.choose(recipe, run, parser.parse_args(words))
-    return Stage(recipe, run, evaluate.run(recipe, run, chosen, console), shown_by(console))
+    return Stage(recipe, run, plain(evaluate.run(recipe, run, chosen, console)), shown_by(console))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def loaded(done: Stage) -> model.LoadedModel:
     return loaded
 
 
-def plain(loaded: model.LoadedModel, ids: list[int], start: int = 1) -> list[float]:
+def token_log_probs(loaded: model.LoadedModel, ids: list[int], start: int = 1) -> list[float]:
     """log pi of each token of `ids` from `start` on, one sequence at a time, in double precision."""
     with torch.no_grad():
         predicted = loaded.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
@@ -97,11 +98,16 @@ def test_the_numbers_are_those_of_a_plain_forward_pass(done: Stage, loaded: mode
             losses = [
                 -value
                 for row in chats
-                for value, label in zip(plain(loaded, row["input_ids"]), row["labels"][1:], strict=True)
+                for value, label in zip(
+                    token_log_probs(loaded, row["input_ids"]), row["labels"][1:], strict=True
+                )
                 if label != -100
             ]
             sides = [
-                [plain(loaded, pair.prompt_ids + reply, len(pair.prompt_ids)) for pair, reply in both]
+                [
+                    token_log_probs(loaded, pair.prompt_ids + reply, len(pair.prompt_ids))
+                    for pair, reply in both
+                ]
                 for both in (
                     [(pair, pair.chosen_ids) for pair in pairs],
                     [(pair, pair.rejected_ids) for pair in pairs],
@@ -166,7 +172,7 @@ def test_the_harness_sees_the_log_probs_that_we_see(
     harness = benchmarks.harness_model(loaded)
     for name in ("base", "sft", "dpo"):
         with model.use_adapter(loaded.model, name):
-            measured = suite.run(done.recipe, loaded, name)
+            tasks, _ = suite.run(done.recipe, loaded, name)
             requests = [request.args[:2] for request in task.instances]
             theirs = [request.resps[0][0] for request in task.instances]
             split = [harness._encode_pair(*request) for request in requests]
@@ -184,17 +190,17 @@ def test_the_harness_sees_the_log_probs_that_we_see(
             int(ours[start:end].argmax()) == label
             for start, end, (_, _, label) in zip(places, places[1:], ROWS, strict=False)
         ]
-        assert measured["tasks"]["thistle_isles"]["acc"]["value"] == pytest.approx(np.mean(correct))
+        assert tasks["thistle_isles"]["acc"].value == pytest.approx(np.mean(correct))
 
 
 def test_plain_text_and_a_limit_where_they_are_asked_for(
     done: Stage, loaded: model.LoadedModel, task_folder: Path
 ) -> None:
     suite = benchmarks.load(Tasks(("thistle_isles",), str(task_folder), 2, False))
-    measured = suite.run(done.recipe, loaded, "dpo")
+    tasks, chat_template = suite.run(done.recipe, loaded, "dpo")
     requests = suite.found["tasks"]["thistle_isles"].instances
-    assert measured["chat_template"] is False and requests[0].args[0] == ROWS[0][0]
-    assert measured["tasks"]["thistle_isles"]["acc"]["num_rows"] == 2
+    assert chat_template is False and requests[0].args[0] == ROWS[0][0]
+    assert tasks["thistle_isles"]["acc"].num_rows == 2
 
 
 @pytest.fixture(scope="module")

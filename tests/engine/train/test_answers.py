@@ -14,8 +14,10 @@ from toolkit.engine.inference import generate
 from toolkit.engine.train import answers
 from toolkit.engine.train import sft as sft_stage
 from toolkit.errors import Interrupted, UserError
-from toolkit.report.run_record import REPORT_KEYS
+from toolkit.records.run_report import RunReport
 from toolkit.run.rundir import RunDir
+
+KEYS = RunReport.unknown().__dict__.keys()
 
 
 def rows_of(run: RunDir) -> list[dict[str, Any]]:
@@ -57,7 +59,7 @@ def test_a_finished_run_stays_finished_when_the_answers_or_the_page_fail(
     monkeypatch.setattr(generate, "answer", no_memory)
     (tmp_path / "tiny" / "sft" / "report.html").mkdir(parents=True)  # the page cannot take this name
     stage = run_stage(tiny("sft.max_steps=1"), "sft", tmp_path)
-    assert stage.run.read_manifest()["outcome"] == "finished"
+    assert stage.run.read_manifest().outcome == "finished"
     assert stage.run.finished_with()
     assert stage.report["answers"]["note"] == "CUDA out of memory [test]"
     assert json.loads(stage.run.report.read_text())["answers"]["note"] == "CUDA out of memory [test]"
@@ -86,15 +88,15 @@ def test_an_interrupted_run_leaves_a_report_of_what_it_did(
     with pytest.raises(Interrupted):
         run_stage(recipe, "sft", tmp_path)
     report = json.loads(run.report.read_text())
-    assert set(report) == set(REPORT_KEYS)
+    assert report.keys() == KEYS
     assert (report["outcome"], report["wall_seconds"], report["answers"]) == ("interrupted", None, None)
     assert report["num_steps"] >= 2 and report["loss_first"] and report["planned_items_gib"]
     assert f"continues at step {report['num_steps']} of 4" in run.page.read_text()
 
     monkeypatch.undo()
     finished = run_stage(recipe, "sft", tmp_path)
-    assert set(finished.report) == set(REPORT_KEYS)
-    assert run.read_manifest()["resumed_at_steps"] == [report["num_steps"]]
+    assert finished.report.keys() == KEYS
+    assert run.read_manifest().resumed_at_steps == [report["num_steps"]]
     assert "continued 1 time" in run.page.read_text()
 
 
@@ -103,7 +105,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         run_stage(tiny("sft.max_length=40", "sft.max_dropped_fraction=0"), "sft", tmp_path)
     report = json.loads(run.report.read_text())
-    assert set(report) == set(REPORT_KEYS)
+    assert report.keys() == KEYS
     assert report["outcome"] == "failed" and "max_dropped_fraction" in report["reason"]
     assert report["num_steps"] == 0 and report["loss_last"] is None
     assert "max_dropped_fraction" in run.page.read_text()
@@ -117,5 +119,5 @@ def test_a_signal_while_it_answers_costs_the_answers_alone(
 
     monkeypatch.setattr(answers, "_both", stopped)
     stage = run_stage(tiny("sft.max_steps=1"), "sft", tmp_path)
-    assert stage.run.read_manifest()["outcome"] == "finished"
+    assert stage.run.read_manifest().outcome == "finished"
     assert stage.report["answers"]["note"] == "a signal asked the run to end"

@@ -91,7 +91,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(name: str, whole: 
         "twice or not at all"
     )
     recorded = again.run.read_manifest()
-    story = [attempt["outcome"] for attempt in recorded["attempts"]]
+    story = [attempt.outcome for attempt in recorded.attempts]
     assert story == ["killed", "interrupted", "killed", "killed", "finished"]
-    assert recorded["total_seconds"] == sum(attempt["seconds"] for attempt in recorded["attempts"])
+    assert recorded.total_seconds == sum(attempt.seconds for attempt in recorded.attempts)
     assert not list(run.glob(".*")) and not (run / "checkpoints" / ".staging").exists(), "something was left"

@@ -14,6 +14,7 @@ from toolkit.memory.plan import plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.fields import shapes_weights
 from toolkit.recipe.schema import Recipe, Sft
+from toolkit.records.run_report import RunReport
 from toolkit.report.run_page import write
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
@@ -35,13 +36,13 @@ def test_a_third_stage_trains_on_the_adapter_before_it(
     run = RunDir(runs_with_sft, recipe.name, "again")
     console = Console(record=True, width=200)
     report = train(Job(recipe, plan_stage(recipe, "again", None, 16), run, console))
-    assert report["stage"] == "again" and report["num_steps"] > 0
-    assert report["loss_first"] < sft.report["loss_first"], "it goes on where SFT ended"
+    assert report.stage == "again" and report.num_steps
+    assert report.loss_first and report.loss_first < sft.report["loss_first"], "it goes on where SFT ended"
     assert run.is_finished(recipe.trajectory("again"))
     assert "Once more of tiny" in (write(run) or Path()).read_text()
 
 
-def train(job: Job) -> dict[str, object]:
+def train(job: Job) -> RunReport:
     return stage.run(job, sft_stage.build)
 
 

@@ -24,6 +24,7 @@ from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
 from toolkit.memory.plan import Settings
 from toolkit.recipe.schema import Architecture, Recipe
+from toolkit.records.marks import AdapterMark
 from toolkit.run import sealing
 from toolkit.run.rundir import MARK, RunDir
 
@@ -196,10 +197,10 @@ def use_adapter(peft_model: Any, name: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def save_adapter(loaded: LoadedModel, run: RunDir, facts: dict[str, Any]) -> None:
+def save_adapter(loaded: LoadedModel, run: RunDir, mark: AdapterMark) -> None:
     """Writes adapter, tokenizer, template and generation config under a temporary name, then renames.
 
-    `facts` go into the completion mark, which is written last, with the hash of every file: a folder without it is
+    `mark` is the completion mark, which is written last, with the hash of every file: a folder without it is
     no adapter. Raises UserError when the disk lacks the room; the run then continues from its last checkpoint.
     """
     check_disk(loaded, run)
@@ -212,7 +213,7 @@ def save_adapter(loaded: LoadedModel, run: RunDir, facts: dict[str, Any]) -> Non
             )
             loaded.tokenizer.save_pretrained(temporary)
         loaded.model.generation_config.save_pretrained(temporary)
-        sealing.seal(temporary, MARK, facts)
+        sealing.seal(temporary, MARK, mark)
         sealing.put_in_place(temporary, run.adapter)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # the room it took is wanted

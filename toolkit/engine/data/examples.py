@@ -16,11 +16,11 @@ from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.engine.data import preparation
 from toolkit.engine.data.reading import EXCERPT, excerpt, load_item, places_of, read_sets
 from toolkit.errors import UserError
+from toolkit.files import write_text
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.stages import Stage
 from toolkit.report.preview import Example, Preview, Reader, choose, show
 from toolkit.report.preview_page import page
-from toolkit.run.files import write_text
 from toolkit.run.rundir import RunDir
 
 MOST_ROWS = 2000  # of each set: enough to find every kind, and read within seconds

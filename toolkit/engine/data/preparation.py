@@ -33,6 +33,7 @@ from toolkit.engine.data.reading import Pool, load_item, places_of, read_sets
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe, StageSection
 from toolkit.recipe.stages import RowKind
+from toolkit.records.data_report import DataReport, HeldOut, SelectionStep
 
 IDS: dict[RowKind, list[str]] = {
     "chat": ["input_ids", "labels"],
@@ -50,9 +51,9 @@ class Side:
     accounting: Accounting
     steps: list[Step]
 
-    def report(self) -> dict[str, Any]:
-        selection = [{"step": what, "before": before, "after": after} for what, before, after in self.steps]
-        return self.accounting.to_dict() | {"selection": selection}
+    def told(self) -> dict[str, Any]:
+        """Fields of `records.data_report.Rows`."""
+        return self.accounting.to_dict() | {"selection": [SelectionStep(*step) for step in self.steps]}
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Prepared:
 
     train: Dataset
     eval: Dataset | None
-    report: dict[str, Any]
+    report: DataReport
 
 
 def prepare(
@@ -80,9 +81,12 @@ def prepare(
         console.print(table)
     train.accounting.check(section.max_dropped_fraction)
     suggestion = train.accounting.suggestion(section.max_length)
-    report = train.report() | {"max_length": section.max_length, "suggestion": suggestion}
-    if held_out:
-        report["eval"] = held_out.report() | {"leaks": _check_held_out(held_out, console)}
+    report = DataReport(
+        **train.told(),
+        max_length=section.max_length,
+        suggestion=suggestion,
+        eval=HeldOut(**held_out.told(), leaks=_check_held_out(held_out, console)) if held_out else None,
+    )
     columns = [*IDS[kind], "length"]
     assert train.rows is not None, "the check of the account passed"
     return Prepared(

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,11 +17,11 @@ from toolkit.console.screen import bar
 from toolkit.data.template import ChatTemplate
 from toolkit.engine.base import hub, model
 from toolkit.engine.export import gguf, llama_gguf, merge, parity
-from toolkit.engine.export.parity import Tolerance
 from toolkit.errors import UserError
 from toolkit.export import model_card, modelfile
 from toolkit.export.artefact import PARITY, RUNS_CODE, Wanted
-from toolkit.run.files import write_json, write_text
+from toolkit.files import write_json, write_text
+from toolkit.records.parity import Parity, Quantisation, Tolerance
 from toolkit.run.rundir import MARK
 from toolkit.run.runlog import LOG
 
@@ -37,7 +36,7 @@ MERGED = {
 UNQUANTISED = Tolerance(4.0, 0.5, 0.8, "the base's NF4 error; measured 1.19 and 0.14")
 
 
-def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_process) -> dict[str, Any] | None:
+def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_process) -> Parity | None:
     """Makes one export and checks it. Returns what parity.json holds, or None where it was not to be checked.
 
     Raises UserError for whatever the user can fix, and when the export is not the trained model: it then stands as
@@ -68,7 +67,10 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
             console.print(f"[dim]checking: {_consumer(wanted)} answers the recipe's prompts[/]")
             measured = _verify(wanted, base, file, answered, ask)
         licence = model_card.licence_of(base or _cached(wanted))
-        card = model_card.write(wanted, licence, measured, file.name if file else None)
+        notes: list[str] = []
+        card = model_card.write(wanted, licence, measured, file.name if file else None, notes)
+        for note in notes:
+            console.print(note, style="yellow", markup=False, soft_wrap=True)
         write_text(wanted.temporary / "README.md", card)
         wanted.keep(verified=measured is not None)
     say(wanted, measured, console)
@@ -122,20 +124,20 @@ def _modelfile(wanted: Wanted) -> str:
     return modelfile.write(template, llama_gguf.adds_bos(source), gguf.target(wanted).name, ends)
 
 
-def say(wanted: Wanted, measured: dict[str, Any] | None, console: Console) -> None:
+def say(wanted: Wanted, measured: Parity | None, console: Console) -> None:
     """The last lines: what was measured, and where the export is."""
     if measured:
         for against, figures in (
-            (measured["against"], measured),
-            ("the model as it was trained", measured.get("quantisation")),
+            (measured.against, measured),
+            ("the model as it was trained", measured.quantisation),
         ):
             if figures:
                 console.print(
                     f"  against {against}: next-token log-probs differ by "
-                    f"{figures['mean_logprob_diff']:.4f} in the mean, {figures['max_logprob_diff']:.4f} at most; "
-                    f"{figures['equal_greedy_fraction']:.1%} of greedy tokens equal"
+                    f"{figures.mean_logprob_diff:.4f} in the mean, {figures.max_logprob_diff:.4f} at most; "
+                    f"{figures.equal_greedy_fraction:.1%} of greedy tokens equal"
                 )
-        if measured.get("quantisation") and wanted.recipe.model.load_in_4bit:
+        if measured.quantisation and wanted.recipe.model.load_in_4bit:
             console.print(
                 "  [dim]the second line is what 16-bit weights under an adapter trained on NF4 change[/]"
             )
@@ -180,7 +182,7 @@ def _trained(wanted: Wanted, console: Console) -> parity.Answered:
 
 def _verify(
     wanted: Wanted, base: Path | None, file: Path | None, answered: parity.Answered, ask: parity.Ask
-) -> dict[str, Any]:
+) -> Parity:
     """Compares, writes parity.json, and sets the export aside when it is not the trained model."""
     recipe, path = wanted.recipe, str(wanted.temporary)
     common = {"trust_remote_code": recipe.model.trust_remote_code, "quantise": False, "dtype": answered.dtype}
@@ -203,21 +205,25 @@ def _verify(
     problems = parity.problems(measured, tolerance, against, effect)
     template = (wanted.run.adapter / "chat_template.jinja").read_text(encoding="utf-8")
     problems += parity.behaviour(got, answered, dated="strftime_now" in template)
-    result: dict[str, Any] = measured | {"against": against, "tolerance": vars(tolerance)}
+    quantisation = None
     if base is not None:
-        result["quantisation"] = parity.difference(got, answered.sequences)
+        unquantised = parity.difference(got, answered.sequences)
         loose = gguf.UNQUANTISED[str(wanted.quant)] if file else UNQUANTISED
-        problems += parity.problems(result["quantisation"], loose, "the model as it was trained")
-        result["quantisation"]["tolerance"] = vars(loose)
-    result |= {
-        "dtype": common["dtype"],
-        "training_effect": answered.effect,
-        "num_prompts": len(answered.sequences),
-        "num_positions": sum(len(sequence["answer_ids"]) for sequence in answered.sequences),
-        "problems": problems,
-        "passed": not problems,
-    }
-    write_json(wanted.temporary / PARITY, result)
+        problems += parity.problems(unquantised, loose, "the model as it was trained")
+        quantisation = Quantisation(**vars(unquantised), tolerance=loose)
+    result = Parity(
+        **vars(measured),
+        against=against,
+        tolerance=tolerance,
+        dtype=common["dtype"],
+        training_effect=answered.effect,
+        num_prompts=len(answered.sequences),
+        num_positions=sum(len(sequence["answer_ids"]) for sequence in answered.sequences),
+        problems=problems,
+        passed=not problems,
+        quantisation=quantisation,
+    )
+    result.write(wanted.temporary / PARITY)
     if problems:
         wanted.reject()
         raise UserError(

@@ -16,9 +16,9 @@ from pathlib import Path
 from rich.console import Console
 
 from toolkit.engine.export import llama_gguf
-from toolkit.engine.export.parity import Tolerance
 from toolkit.errors import INSTALL_OPTIONAL, UserError
 from toolkit.export.artefact import QUANTS, Wanted
+from toolkit.records.parity import Tolerance
 
 CONVERTER = "convert_hf_to_gguf.py"
 WHOLE = ("f16", "bf16")  # not quantised

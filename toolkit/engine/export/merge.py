@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from toolkit import hardware
 from toolkit.errors import UserError
-from toolkit.run.files import write_json
+from toolkit.files import write_json
 
 INDEX = "model.safetensors.index.json"
 # What an adapter config may hold beside plain LoRA; each would merge by another formula.

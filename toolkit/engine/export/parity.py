@@ -27,21 +27,12 @@ from toolkit.engine.base.quiet import quiet
 from toolkit.engine.export import consumer
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
+from toolkit.records.parity import Difference, Tolerance
 
 TOP = 5
 ANSWER_TOKENS = 128  # of an answer at most: enough positions, seconds rather than minutes on a GPU
 # Further away than this share of what training changed, 16-bit files are not that model, however little it changed.
 EFFECT_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an export may differ by, in nats. `why` says where the figures come from."""
-
-    max_logprob_diff: float
-    mean_logprob_diff: float
-    equal_greedy_fraction: float
-    why: str
 
 
 @dataclass(frozen=True)
@@ -133,37 +124,35 @@ def in_this_process(loads: Sequence[dict[str, Any]], answered: Answered) -> list
         return [consumer.answer(load, answered.request) for load in loads]
 
 
-def difference(one: dict[str, Any], other: list[dict[str, Any]]) -> dict[str, float]:
-    """How far a consumer's answer is from the sequences of another model: {max_logprob_diff, mean_logprob_diff,
-    equal_greedy_fraction}, over all positions of all answers."""
+def difference(one: dict[str, Any], other: list[dict[str, Any]]) -> Difference:
+    """How far a consumer's answer is from the sequences of another model, over all positions of all answers."""
     pairs = list(zip(one["sequences"], other, strict=True))
     diffs = torch.cat([_diffs(mine, theirs) for mine, theirs in pairs])
     equal = [a == b for mine, theirs in pairs for a, b in zip(mine["greedy"], theirs["greedy"], strict=True)]
-    return {
-        "max_logprob_diff": diffs.max().item(),
-        "mean_logprob_diff": diffs.mean().item(),
-        "equal_greedy_fraction": sum(equal) / len(equal),
-    }
+    return Difference(
+        max_logprob_diff=diffs.max().item(),
+        mean_logprob_diff=diffs.mean().item(),
+        equal_greedy_fraction=sum(equal) / len(equal),
+    )
 
 
 def problems(
-    measured: dict[str, float], tolerance: Tolerance, against: str, effect: float | None = None
+    measured: Difference, tolerance: Tolerance, against: str, effect: float | None = None
 ) -> list[str]:
     """What is beyond the tolerance, in words; NaN is beyond any. With `effect`, also what is nearly the base model."""
     found = []
     for key in ("max_logprob_diff", "mean_logprob_diff"):
-        if not measured[key] <= getattr(tolerance, key):
-            found.append(
-                f"{key} against {against} is {measured[key]:.4f}, at most {getattr(tolerance, key):g} is expected"
-            )
-    if not measured["equal_greedy_fraction"] >= tolerance.equal_greedy_fraction:
+        value, most = getattr(measured, key), getattr(tolerance, key)
+        if not value <= most:
+            found.append(f"{key} against {against} is {value:.4f}, at most {most:g} is expected")
+    if not measured.equal_greedy_fraction >= tolerance.equal_greedy_fraction:
         found.append(
-            f"{measured['equal_greedy_fraction']:.1%} of the greedy tokens equal those of {against}, at least "
+            f"{measured.equal_greedy_fraction:.1%} of the greedy tokens equal those of {against}, at least "
             f"{tolerance.equal_greedy_fraction:.0%} are expected"
         )
-    if effect is not None and not measured["mean_logprob_diff"] <= EFFECT_SHARE * effect:
+    if effect is not None and not measured.mean_logprob_diff <= EFFECT_SHARE * effect:
         found.append(
-            f"the mean difference from {against}, {measured['mean_logprob_diff']:.4f}, is more than {EFFECT_SHARE:g} "
+            f"the mean difference from {against}, {measured.mean_logprob_diff:.4f}, is more than {EFFECT_SHARE:g} "
             f"of what training changed ({effect:.4f}): this is nearly the base model, or another one"
         )
     return found

@@ -18,7 +18,9 @@ from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
 from toolkit.evaluation.scope import Tasks
 from toolkit.recipe.schema import Recipe
+from toolkit.records.evaluation_report import TaskMeasure
 
+TaskMeasures = dict[str, dict[str, TaskMeasure]]  # by task and metric
 MAX_BATCH_SIZE = 64  # tried first; the harness halves it until its longest row fits
 SHOTS_SEED = 1234  # the harness's own, so that few-shot examples are those of published numbers
 
@@ -30,8 +32,8 @@ class Suite:
     asked: Tasks
     found: Any
 
-    def run(self, recipe: Recipe, loaded: LoadedModel, name: str) -> dict[str, Any]:
-        """{tasks: {task: {metric: {value, stderr, num_rows}}}, chat_template} of the model as it is switched now.
+    def run(self, recipe: Recipe, loaded: LoadedModel, name: str) -> tuple[TaskMeasures, bool]:
+        """The metrics of each task of the model as it is switched now, and whether its chat template was used.
 
         Raises UserError where the memory does not hold a single row.
         """
@@ -44,7 +46,7 @@ class Suite:
         result = oom.attempt(lambda: self._evaluate(loaded, chat))
         if isinstance(result, oom.OutOfMemory):
             raise UserError(f"out of memory ({name}, {', '.join(self.asked.names)}): {oom.fixes()}")
-        return {"tasks": _measures(result), "chat_template": chat}
+        return _measures(result), chat
 
     def _evaluate(self, loaded: LoadedModel, chat: bool) -> dict[str, Any]:
         with quiet():
@@ -97,9 +99,9 @@ def harness_model(loaded: LoadedModel) -> HFLM:
     )
 
 
-def _measures(result: dict[str, Any]) -> dict[str, Any]:
+def _measures(result: dict[str, Any]) -> TaskMeasures:
     """The harness's flat "metric,filter" and "metric_stderr,filter" as a tree."""
-    tasks: dict[str, Any] = {}
+    tasks: TaskMeasures = {}
     for task, found in result["results"].items():
         num_rows = result["n-samples"].get(task, {}).get("effective")
         for key, value in found.items():
@@ -107,11 +109,8 @@ def _measures(result: dict[str, Any]) -> dict[str, Any]:
             if not comma or metric.endswith("_stderr"):
                 continue
             stderr = found.get(f"{metric}_stderr,{which}")
-            tasks.setdefault(task, {})[metric if which == "none" else f"{metric}/{which}"] = {
-                "value": value,
-                "stderr": stderr if isinstance(stderr, float) else None,
-                "num_rows": num_rows,
-            }
+            measure = TaskMeasure(value, stderr if isinstance(stderr, float) else None, num_rows)
+            tasks.setdefault(task, {})[metric if which == "none" else f"{metric}/{which}"] = measure
     return tasks
 
 

@@ -16,8 +16,8 @@ from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.inference import compare, generate
 from toolkit.errors import UserError
+from toolkit.files import write_text
 from toolkit.recipe.schema import Recipe
-from toolkit.run.files import write_text
 from toolkit.run.rundir import RunDir
 
 HELP = """/reset          forget the conversation

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.inference import generate, rewards
 from toolkit.errors import UserError
+from toolkit.files import finite, write_text
 from toolkit.recipe.schema import Recipe
-from toolkit.run.files import finite, write_json, write_text
+from toolkit.records.comparison_report import AnswerMeasures, Comparison
 from toolkit.run.rundir import RunDir
 from toolkit.run.runlog import LOG
 
@@ -34,7 +36,7 @@ REFERENCE = (
 
 def run(
     recipe: Recipe, run: RunDir, folders: Folders, prompts: list[Messages], console: Console
-) -> dict[str, Any]:
+) -> Comparison:
     """Answers the prompts with every model, measures each, writes the comparison. Returns the report.
 
     Raises UserError for adapters that cannot be loaded onto the base, and prompts that it cannot be given.
@@ -51,19 +53,21 @@ def run(
         }
         for label in reference:
             measured = rewards.measure(recipe, loaded, label, asked, answers, console)
-            models = {name: models[name] | measured[name] for name in models}
-        report = {
-            "recipe": recipe.name,
-            "device": model.device_name(),
-            "num_prompts": len(prompts),
-            "num_questions": len(questions),
-            "reference": next((str(folder or candidates.BASE) for folder in reference.values()), None),
-            "compare": recipe.compare.model_dump(mode="json", exclude={"prompts"}) | {"seed": recipe.seed},
-            "wall_seconds": time.perf_counter() - started,
-            "models": models,
-        }
+            models = {name: replace(models[name], **measured[name]) for name in models}
+        how = recipe.compare.model_dump(mode="json", exclude={"prompts"})
+        report = Comparison(
+            recipe=recipe.name,
+            device=model.device_name(),
+            num_prompts=len(prompts),
+            num_questions=len(questions),
+            reference=next((str(folder or candidates.BASE) for folder in reference.values()), None),
+            compare=how | {"seed": recipe.seed},
+            wall_seconds=time.perf_counter() - started,
+            models=models,
+        )
         rows = [_row(prompt, index, answers) for index, prompt in enumerate(prompts)]
-        _write(recipe, folder, rows, report)
+        _write(recipe, folder, rows, models)
+        report.write(folder / run.report.name)
     if not is_live(console):  # there they were shown as they came
         view.show_answers(rows, list(folders), console)
     view.show_measures(models, console)
@@ -167,22 +171,22 @@ def _measures(
     questions: list[dict[str, Any]],
     seconds: float,
     folder: Path | None,
-) -> dict[str, Any]:
+) -> AnswerMeasures:
     """Over all answers, but the correct ones: over those to the questions, which stand last."""
     num_tokens = [answer.num_tokens for answer in answers]
     to_questions = answers[len(answers) - len(questions) :]
     correct = [is_correct(a.text, question) for a, question in zip(to_questions, questions, strict=True)]
-    return {
-        "adapter": None if folder is None else str(folder),
-        "num_answers": len(answers),
-        "correct_fraction": sum(correct) / len(correct) if correct else None,
-        "ended_fraction": sum(answer.ended for answer in answers) / len(answers),
+    return AnswerMeasures(
+        adapter=None if folder is None else str(folder),
+        num_answers=len(answers),
+        correct_fraction=sum(correct) / len(correct) if correct else None,
+        ended_fraction=sum(answer.ended for answer in answers) / len(answers),
         **answer_measures.measures(
             [last_turn(prompt) for prompt in asked], [answer.text for answer in answers], num_tokens
         ),
-        "generate_seconds": seconds,
-        "tokens_per_second": sum(num_tokens) / seconds,
-    }
+        generate_seconds=seconds,
+        tokens_per_second=sum(num_tokens) / seconds,
+    )
 
 
 # Files -----------------------------------------------------------------------------------------------------
@@ -210,10 +214,8 @@ def _whole(run: RunDir, console: Console) -> Iterator[Path]:
         raise
 
 
-def _write(recipe: Recipe, folder: Path, rows: list[view.Row], report: dict[str, Any]) -> None:
-    models = report["models"]
+def _write(recipe: Recipe, folder: Path, rows: list[view.Row], models: dict[str, AnswerMeasures]) -> None:
     lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
     write_text(folder / "comparison.jsonl", "".join(lines))
     write_text(folder / "comparison.md", view.comparison_markdown(recipe, rows, models))
     write_text(folder / "comparison.html", page(recipe, rows, models))
-    write_json(folder / "report.json", report)

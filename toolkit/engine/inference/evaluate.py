@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ from toolkit.evaluation.table import show_evaluation
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe
 from toolkit.recipe.stages import Stage
-from toolkit.run.files import write_json
+from toolkit.records.evaluation_report import Evaluation
 from toolkit.run.rundir import EVENTS, RunDir
 from toolkit.run.runlog import LOG
 
 
-def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str, Any]:
+def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> Evaluation:
     """Measures the models of `scope`, shows and writes the report, and returns it.
 
     Raises UserError for what the user can fix; an earlier evaluation is moved aside, not overwritten.
@@ -52,22 +53,26 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> dict[str
         "preference": measuring.pairs(rows, scope.models, rewarded, reference),
     }
     notes = [*scope.notes, *measures.without_nan(rows)]
-    report = {
-        "recipe": recipe.name,
-        "device": model.device_name(),
-        "seed": recipe.seed,
-        **measures.summary(rows, scope.models, recipe.seed),
-        "left_out": {what: reason for what, reason in left_out.items() if reason},
-        "notes": notes,
-    }
+    measured = measures.summary(rows, scope.models, recipe.seed)
+    models = dict(measured.models or {})
     for name in scope.models if suite else ():
         with bar(console, f"{name}: {', '.join(suite.asked.names)}", None), _as(loaded, name):
             try:
-                report["models"][name] |= suite.run(recipe, loaded, name)
+                tasks, chat_template = suite.run(recipe, loaded, name)
+                models[name] = replace(models[name], tasks=tasks, chat_template=chat_template)
             except UserError as error:  # what was measured so far is not lost for it
-                report["left_out"][f"{name}.tasks"] = str(error)
-    report["wall_seconds"] = time.perf_counter() - started
-    write_json(run.report, report)
+                left_out[f"{name}.tasks"] = str(error)
+    report = replace(
+        measured,
+        recipe=recipe.name,
+        device=model.device_name(),
+        seed=recipe.seed,
+        models=models,
+        left_out={what: reason for what, reason in left_out.items() if reason},
+        notes=notes,
+        wall_seconds=time.perf_counter() - started,
+    )
+    report.write(run.report)
     show_evaluation(report, console)
     return report
 

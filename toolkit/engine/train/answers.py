@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
@@ -14,21 +13,21 @@ from toolkit.data.prompts import as_messages
 from toolkit.engine.base import model, oom
 from toolkit.engine.inference import generate
 from toolkit.errors import Interrupted
-from toolkit.run.files import write_text
+from toolkit.files import write_text
+from toolkit.records.run_report import Answers
 from toolkit.run.rundir import ANSWERS
 from toolkit.training.job import Job
 
 BEFORE = "before"  # the name of the starting adapter beside the trained one, "default"
 
 
-def compare(job: Job, loaded: model.LoadedModel, starting_adapter: Path | None) -> dict[str, Any]:
+def compare(job: Job, loaded: model.LoadedModel, starting_adapter: Path | None) -> Answers:
     """Writes answers.jsonl: {prompt, before, after}, each answer {text, num_tokens, ended}.
 
     Greedy, so that a difference is the model's. Returns what report.json says of it: whose answers those are,
     the seconds, or in `note` why there are none: whatever goes wrong here, the trained adapter is already saved.
     """
     started = time.perf_counter()
-    names = {"before": job.starts_from or "base", "after": job.stage.name}
     note = None
     try:
         before, after = _both(job, loaded, starting_adapter)
@@ -45,7 +44,12 @@ def compare(job: Job, loaded: model.LoadedModel, starting_adapter: Path | None) 
     if note:
         job.console.print(f"[yellow]no answers before and after: {escape(note)}; the adapter is saved[/]")
         oom.free_memory()
-    return names | {"note": note, "seconds": time.perf_counter() - started}
+    return Answers(
+        before=job.starts_from or "base",
+        after=job.stage.name,
+        note=note,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _both(

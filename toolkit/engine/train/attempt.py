@@ -15,10 +15,11 @@ from toolkit import env, hardware
 from toolkit.engine.base import model, vram
 from toolkit.engine.train import checkpoints
 from toolkit.errors import Interrupted, UserError
+from toolkit.files import write_text
+from toolkit.records.run_manifest import PlanMade
 from toolkit.redaction import blanked, redacted
 from toolkit.report import run_page, run_record
 from toolkit.run import manifest, runlog, sealing
-from toolkit.run.files import write_json, write_text
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
 
@@ -42,9 +43,9 @@ def begin(job: Job) -> Path | None:
     step = checkpoints.step_of(checkpoint)
     resumed = {
         "resumed_from": checkpoint and checkpoint.name,
-        "resumed_at_steps": before.get("resumed_at_steps", []) + ([step] if checkpoint else []),
+        "resumed_at_steps": (before.resumed_at_steps or []) + ([step] if checkpoint else []),
     }
-    run.record(described | manifest.begun(before, step) | resumed | {"plan": job.plan.to_dict()})
+    run.record(described | manifest.begun(before, step) | resumed | {"plan": PlanMade(**job.plan.to_dict())})
     return checkpoint
 
 
@@ -89,7 +90,7 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
     """The page, and report.json of a run that did not come to write its own."""
     try:
         if unfinished:
-            write_json(job.run.report, run_record.unfinished_report(job.run, known(job) | unfinished))
+            run_record.unfinished_report(job.run, known(job) | unfinished).write(job.run.report)
         job.console.print(f"[dim]report: {run_page.write(job.run)}[/]", soft_wrap=True)
     except (Exception, KeyboardInterrupt) as error:  # how the run ended stands already
         job.console.print(
@@ -98,7 +99,7 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
 
 
 def known(job: Job) -> dict[str, Any]:
-    """What report.json says of a run however it ended."""
+    """Fields of report.json that are known however a run ends."""
     return {
         "stage": job.stage.name,
         "recipe": job.recipe.name,

@@ -13,6 +13,7 @@ from toolkit.engine.train import stage
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.recipe.schema import Dpo
+from toolkit.records.run_report import RunReport
 from toolkit.run.rundir import EVENTS
 from toolkit.training import trainer_args
 from toolkit.training.job import Job
@@ -30,7 +31,7 @@ class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):
         return dataset
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job) -> RunReport:
     """Trains the DPO stage; see `stage.run`. Stops before the first step unless the reference is the policy."""
     return stage.run(job, build)
 

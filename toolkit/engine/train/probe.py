@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from toolkit.engine.base import oom
 from toolkit.engine.train import pieces, recompute
 from toolkit.hardware import GIB
+from toolkit.records import run_report as record
 
 
 class Probe(TrainerCallback):
@@ -34,7 +35,7 @@ class Probe(TrainerCallback):
         self._layers = layers
         self._planned_gib = planned_gib
         self._optimizer_gib = optimizer_gib
-        self.measured: dict[str, Any] | None = None
+        self.measured: record.Probe | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, started = self._trainer, time.perf_counter()
@@ -48,16 +49,16 @@ class Probe(TrainerCallback):
             recompute.recompute(trainer.model, self._layers.count)
             recovery.console.print(f"[yellow]probe: all {self._layers.count} layers recompute in this run[/]")
         on_gpu = torch.cuda.is_available()
-        self.measured = {
-            "rows": len(rows),
-            "tokens": sum(pieces.row_tokens(row) for row in rows),
-            "peak_gib": torch.cuda.max_memory_allocated() / GIB if on_gpu else None,
-            "planned_peak_gib": self._planned_gib,
-            "split_factor": recovery.split["train"],
-            "recompute_layers": self._layers.count,
-            "events": len(events),
-            "seconds": time.perf_counter() - started,
-        }
+        self.measured = record.Probe(
+            rows=len(rows),
+            tokens=sum(pieces.row_tokens(row) for row in rows),
+            peak_gib=torch.cuda.max_memory_allocated() / GIB if on_gpu else None,
+            planned_peak_gib=self._planned_gib,
+            split_factor=recovery.split["train"],
+            recompute_layers=self._layers.count,
+            events=len(events),
+            seconds=time.perf_counter() - started,
+        )
 
     @contextlib.contextmanager
     def _ballast(self) -> Iterator[None]:

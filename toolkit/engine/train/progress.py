@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 from toolkit.console import panel
 from toolkit.console.screen import is_live, live
 from toolkit.engine.train.checkpoints import step_of
+from toolkit.files import finite, write_text
 from toolkit.hardware import GIB
 from toolkit.recipe.stages import PanelField
-from toolkit.run.files import finite, write_text
 from toolkit.run.journal import Journal
 from toolkit.run.rundir import PREFIX
 from toolkit.run.runlog import OURS

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from datasets import Dataset
 from rich.console import Console
@@ -15,6 +13,7 @@ from toolkit.engine.train import stage
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.recipe.schema import Sft
+from toolkit.records.run_report import RunReport
 from toolkit.run.rundir import EVENTS
 from toolkit.training import trainer_args
 from toolkit.training.job import Job
@@ -24,7 +23,7 @@ class RecoveringSFTTrainer(DurableCheckpoints, OutOfMemoryRecovery, SFTTrainer):
     """TRL's trainer, or Unsloth's on a GPU, that runs a micro-batch in pieces where it does not fit."""
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: Job) -> RunReport:
     """Trains the SFT stage; see `stage.run`."""
     return stage.run(job, build)
 

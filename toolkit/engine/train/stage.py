@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from toolkit.engine.train import answers, attempt, trackers
 from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.errors import UserError
-from toolkit.report import run_record
+from toolkit.records.marks import AdapterMark
+from toolkit.records.run_manifest import Base
+from toolkit.records.run_report import RunReport
 from toolkit.run import sealing
-from toolkit.run.files import write_json
 from toolkit.run.rundir import MARK
 from toolkit.training.job import Job
 
@@ -29,7 +31,7 @@ from toolkit.training.job import Job
 BuildTrainer = Callable[[Job, model.LoadedModel, preparation.Prepared], Any]
 
 
-def run(job: Job, build: BuildTrainer) -> dict[str, Any]:
+def run(job: Job, build: BuildTrainer) -> RunReport:
     """Trains one stage, or goes on where it stopped, and saves its adapter. Returns what report.json holds.
 
     Raises UserError for whatever the user can fix and Interrupted after a signal; nothing in the run directory
@@ -56,7 +58,7 @@ def _train(
     checkpoint: Path | None,
     stop: StopOnSignal,
     started: float,
-) -> dict[str, Any]:
+) -> RunReport:
     recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
     set_seed(recipe.seed)
 
@@ -69,7 +71,7 @@ def _train(
         model.load_adapter(loaded.model, starting_adapter)
     model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
     prepared = preparation.prepare(recipe, section, job.stage.row_kind, loaded, console)
-    write_json(run.path / "data_report.json", prepared.report)
+    prepared.report.write(run.data_report)
     if section.group_by_length:
         order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
         prepared.train = prepared.train.select(order)
@@ -86,23 +88,23 @@ def _train(
         train_seconds = time.perf_counter() - train_started
         if prepared.eval is not None:
             trainer.evaluate()
-    report = _report(job, trainer, loaded, train_seconds) | {
-        "measured_peak_gib": watching.timeline.peak_gib,
-        "probe": watching.probe.measured,
-        "oom_events": trainer.recovery.events,
-        "checkpoint_seconds": max(trainer.checkpoint_seconds, default=None),
-    }
-    report |= {extra: getattr(trainer, extra) for extra in job.stage.report_extras}
-    report["wall_seconds"] = time.monotonic() - started
-    write_json(run.report, report)  # before the adapter: a whole one has its report beside it
-    run.record({"num_steps": report["num_steps"], "train_tokens": report["train_tokens"]})
+    report = replace(
+        _report(job, trainer, loaded, train_seconds),
+        measured_peak_gib=watching.timeline.peak_gib,
+        probe=watching.probe.measured,
+        oom_events=trainer.recovery.events,
+        checkpoint_seconds=max(trainer.checkpoint_seconds, default=None),
+        wall_seconds=time.monotonic() - started,
+        **{extra: getattr(trainer, extra) for extra in job.stage.report_extras},
+    )
+    report.write(run.report)  # before the adapter: a whole one has its report beside it
+    run.record({"num_steps": report.num_steps, "train_tokens": report.train_tokens})
     with bar(console, "saving the adapter", None):
-        model.save_adapter(
-            loaded, run, {"trajectory": recipe.trajectory(job.stage.name), "num_steps": report["num_steps"]}
-        )
-    report["answers"] = answers.compare(job, loaded, starting_adapter)
-    report["wall_seconds"] = time.monotonic() - started
-    write_json(run.report, report)
+        mark = AdapterMark(trajectory=recipe.trajectory(job.stage.name), num_steps=report.num_steps)
+        model.save_adapter(loaded, run, mark)
+    report = replace(report, answers=answers.compare(job, loaded, starting_adapter))
+    report = replace(report, wall_seconds=time.monotonic() - started)
+    report.write(run.report)
     return report
 
 
@@ -117,31 +119,25 @@ def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Pre
     if starting_adapter:
         held[f"{job.starts_from}_adapter"] = sealing.digest(starting_adapter / "adapter_model.safetensors")
     job.run.hold_to(held)
-    job.run.record({"base_model": {"path": path} | base, "rows": rows})
+    job.run.record({"base_model": Base(path, **base), "rows": rows})
 
 
-def _report(job: Job, trainer: Any, loaded: model.LoadedModel, train_seconds: float) -> dict[str, Any]:
+def _report(job: Job, trainer: Any, loaded: model.LoadedModel, train_seconds: float) -> RunReport:
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     tokens = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
     last_eval: dict[str, float] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
-    return (
-        dict.fromkeys(run_record.REPORT_KEYS)
-        | attempt.known(job)
-        | {
-            "outcome": "finished",
-            "reason": None,
-            "num_steps": trainer.state.global_step,
-            "wall_seconds": None,
-            "train_seconds": train_seconds,
-            "train_tokens": int(tokens[-1]) if tokens else None,
-            "loss_first": losses[0] if losses else None,
-            "loss_last": losses[-1] if losses else None,
-            "eval": {
-                key.removeprefix("eval_"): value
-                for key, value in last_eval.items()
-                if key.startswith("eval_")
-            },
-            "notes": loaded.notes,
-        }
+    return replace(
+        RunReport.unknown(),
+        **attempt.known(job),
+        outcome="finished",
+        num_steps=trainer.state.global_step,
+        train_seconds=train_seconds,
+        train_tokens=int(tokens[-1]) if tokens else None,
+        loss_first=losses[0] if losses else None,
+        loss_last=losses[-1] if losses else None,
+        eval={
+            key.removeprefix("eval_"): value for key, value in last_eval.items() if key.startswith("eval_")
+        },
+        notes=loaded.notes,
     )

@@ -55,7 +55,7 @@ def _tensorboard(trainer: Any, folder: Path, checkpoint: Path | None) -> Iterato
 def _wandb(trainer: Any, job: Job) -> Iterator[None]:
     import wandb
 
-    identity = job.run.read_manifest().get("wandb_run") or uuid.uuid4().hex[:8]
+    identity = job.run.read_manifest().wandb_run or uuid.uuid4().hex[:8]
     job.run.record({"wandb_run": identity})
     try:
         run = wandb.init(

@@ -1,0 +1,1 @@
+"""The JSON files that a run leaves: one frozen type each, written and read through it alone."""
