@@ -1,5 +1,6 @@
 """Real Unsloth on the tiny model, a few steps at a time."""
 
+import json
 import os
 import pickle
 import shutil
@@ -19,10 +20,12 @@ from tests.conftest import ROOT
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
-from toolkit.records.record import plain
+from toolkit.records.record import Record, plain
 from toolkit.records.run_report import RunReport
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
+
+Read = TypeVar("Read", bound=Record)
 
 FEW_ROWS = (
     "sft.max_rows=64",
@@ -124,6 +127,15 @@ def runs_with_sft(sft: Stage, tmp_path: Path) -> Path:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "sft").symlink_to(sft.run.path)
     return tmp_path
+
+
+def as_written(kind: type[Read], file: Path) -> Read:
+    """A file as its type reads it: nothing in it is unknown, missing, or of another kind."""
+    notes: list[str] = []
+    record = kind.load(file, notes)
+    assert record is not None and notes == []
+    assert plain(record) == json.loads(file.read_text())
+    return record
 
 
 def weights(stage: Stage | Path) -> bytes:

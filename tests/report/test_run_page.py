@@ -222,3 +222,17 @@ def test_the_script_writes_what_there_is_and_needs_no_torch(tmp_path: Path, made
     else:
         assert done.returncode == 2
         assert "nothing to report" in done.stderr and "run_sft.py --recipe tiny" in done.stderr
+
+
+def test_files_of_another_version_are_said_on_the_page_a_line_each(tmp_path: Path) -> None:
+    run, notes = make_run(tmp_path, "sft", 5, gpu_count=2), list[str]()
+    write_json(run.report, {"outcome": "finished", "perplexity": HOSTILE, "notes": None})
+    write_json(run.of("eval").report, [])
+    assert run_page.write(run, notes)
+    assert [note.partition(" ")[0] for note in notes] == [
+        str(run.manifest),
+        str(run.report),
+        str(run.of("eval").report),
+    ]
+    assert "unknown keys: gpu_count" in notes[0] and "unknown keys: perplexity" in notes[1]
+    assert all(note in text_of(run) for note in notes)

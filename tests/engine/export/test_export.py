@@ -15,10 +15,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
-from tests.engine.conftest import Stage, tiny
+from tests.engine.conftest import Stage, as_written, tiny
 from toolkit.engine.export import export, merge, parity
 from toolkit.errors import UserError
 from toolkit.export import artefact
+from toolkit.records.marks import ExportMark
+from toolkit.records.parity import Parity
+from toolkit.records.record import plain
 from toolkit.run.rundir import MARK
 
 BASE = ROOT / "recipes" / "tiny" / "base"
@@ -57,10 +60,11 @@ def made(
 
 
 def test_an_export_is_the_trained_model_where_no_unsloth_is(made: artefact.Wanted) -> None:
-    stored = json.loads((made.folder / "parity.json").read_text())
+    stored = plain(as_written(Parity, made.folder / "parity.json"))
     assert stored["passed"] and stored["equal_greedy_fraction"] >= 0.95
     assert {"max_logprob_diff", "mean_logprob_diff", "tolerance"} <= stored.keys()
     assert ("quantisation" in stored) == (made.format == "merged_16bit")
+    assert as_written(ExportMark, made.folder / MARK).verified
     assert made.is_made() and not made.temporary.exists()
     assert {file.suffix for file in made.folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".md"}
     assert len(json.loads((made.folder / "generation_config.json").read_text())["eos_token_id"]) == 2

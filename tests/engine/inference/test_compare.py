@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.engine.conftest import Stage, run_stage, tiny
+from tests.engine.conftest import Stage, as_written, run_stage, tiny
 from toolkit.compare import candidates
 from toolkit.data.prompts import read_prompts
 from toolkit.engine.base import model
@@ -18,6 +18,7 @@ from toolkit.engine.inference import chat, compare, generate, rewards
 from toolkit.engine.inference.generate import _Sampling
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe
+from toolkit.records.comparison_report import Comparison
 from toolkit.records.record import plain
 from toolkit.run.rundir import RunDir
 
@@ -111,7 +112,7 @@ def test_a_comparison_leaves_whole_files_and_moves_the_earlier_one_aside(compare
     run, report, console = compared
     names = {path.name for path in run.path.iterdir()}
     assert names == {"comparison.html", "comparison.md", "comparison.jsonl", "report.json", "log.txt"}
-    assert json.loads(run.report.read_text()) == report
+    assert plain(as_written(Comparison, run.report)) == report
     assert list(run.path.parent.glob("compare.*/earlier"))
     rows = [json.loads(line) for line in (run.path / "comparison.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == list(PROMPTS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.engine.conftest import Stage, held_out_pairs, run_stage, shown_by, tiny
+from tests.engine.conftest import Stage, as_written, held_out_pairs, run_stage, shown_by, tiny
 from toolkit.engine.base import model, oom
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import benchmarks, evaluate, log_probs
@@ -19,6 +19,7 @@ from toolkit.errors import UserError
 from toolkit.evaluation import scope
 from toolkit.evaluation.scope import Tasks
 from toolkit.recipe.schema import Recipe
+from toolkit.records.evaluation_report import Evaluation
 from toolkit.records.record import plain
 from toolkit.run.rundir import EVENTS, RunDir
 
@@ -136,7 +137,7 @@ def test_it_agrees_with_what_dpo_measured_at_its_end(done: Stage) -> None:
 
 
 def test_the_report_is_written_with_intervals_differences_and_sources(done: Stage) -> None:
-    written = json.loads(done.run.report.read_text())
+    written = plain(as_written(Evaluation, done.run.report))
     assert written["models"].keys() == {"base", "sft", "dpo"}
     assert written["paired"].keys() == {"sft_vs_base", "dpo_vs_sft"}
     loss = written["paired"]["sft_vs_base"]["loss"]

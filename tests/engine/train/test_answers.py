@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from tests.engine.conftest import Stage, run_stage, tiny
+from tests.engine.conftest import Stage, as_written, run_stage, tiny
 from tests.in_browser import look_at
 from toolkit.engine.inference import generate
 from toolkit.engine.train import answers
 from toolkit.engine.train import sft as sft_stage
 from toolkit.errors import Interrupted, UserError
+from toolkit.records.data_report import DataReport
+from toolkit.records.marks import AdapterMark
+from toolkit.records.run_manifest import Manifest
 from toolkit.records.run_report import RunReport
-from toolkit.run.rundir import RunDir
+from toolkit.report import run_record
+from toolkit.run.rundir import MARK, RunDir
 
 KEYS = RunReport.unknown().__dict__.keys()
 
@@ -32,6 +36,17 @@ def test_dpo_starts_from_the_answers_that_sft_ended_with(sft: Stage, dpo: Stage)
         assert (said["before"], said["after"], said["note"]) == (before, stage.report["stage"], None)
         assert any(row["before"]["text"] != row["after"]["text"] for row in rows_of(stage.run))
     assert [row["before"] for row in rows_of(dpo.run)] == [row["after"] for row in rows_of(sft.run)]
+
+
+def test_the_files_of_a_run_are_read_by_their_types(sft: Stage, dpo: Stage) -> None:
+    for stage in (sft, dpo):
+        run = stage.run
+        as_written(RunReport, run.report)
+        as_written(Manifest, run.manifest)
+        as_written(AdapterMark, run.adapter / MARK)
+        assert as_written(DataReport, run.data_report).eval is not None
+        record = run_record.read(run)
+        assert record and record.notes == []
 
 
 def test_the_pages_of_real_runs_open_without_network_and_show_their_curves(

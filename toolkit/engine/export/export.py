@@ -215,7 +215,7 @@ def _verify(
         **vars(measured),
         against=against,
         tolerance=tolerance,
-        dtype=common["dtype"],
+        dtype=str(common["dtype"]),
         training_effect=answered.effect,
         num_prompts=len(answered.sequences),
         num_positions=sum(len(sequence["answer_ids"]) for sequence in answered.sequences),

@@ -25,8 +25,8 @@ def measure(
     asked: Sequence[Messages],
     answers: Mapping[str, Sequence[generate.Answer]],
     console: Console,
-) -> dict[str, dict[str, float]]:
-    """Model -> `mean_implicit_reward` of its own answers, and `preference_accuracy` where it was trained further.
+) -> dict[str, dict[str, Any]]:
+    """Model -> the rewards among `AnswerMeasures`: of its own answers, and of pairs where it was trained further.
 
     The implicit reward of a reply is beta (log pi(reply | prompt) - log pi_ref(reply | prompt)): Rafailov et al.
     2023, equation 5, without the term that depends on the prompt alone. On answers that the model itself sampled its
@@ -43,7 +43,7 @@ def measure(
     held_out = preparation.held_out(recipe, section, stage.row_kind, loaded) if trained else None
     pairs = preparation.as_pairs(held_out or ())
     expected = _margins(loaded, reference, pairs, console) if pairs else None
-    measured: dict[str, dict[str, float]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
+    measured: dict[str, dict[str, Any]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
     for name in others:
         own_answers = [answer.ids for answer in answers[name]]
         sequences = list(zip(encoded, own_answers, strict=True))
