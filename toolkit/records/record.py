@@ -41,7 +41,7 @@ class Record:
         if stored is None:
             return None
         found, reading = _object(stored), _Reading()
-        record = None if found is None else reading.record(cls, found, "")
+        record = None if found is None else reading.record(cls, found)
         if notes is not None:
             if found is None:
                 notes.append(f"{path} holds no JSON object and counts as absent")
@@ -91,12 +91,12 @@ class _Reading:
         kinds = {"unknown keys": self.unknown, "missing": self.missing, "of another kind": self.misfits}
         return "; ".join(f"{kind}: {_named(keys)}" for kind, keys in kinds.items() if keys)
 
-    def record(self, kind: type[Kind], found: dict[str, Any], path: str) -> Kind | None:
+    def record(self, kind: type[Kind], found: dict[str, Any]) -> Kind | None:
         """`kind` from a JSON object; None where it lacks what `kind` cannot do without."""
         try:
-            return self._record(kind, found, path)
+            return self._record(kind, found, "")
         except _Misfit:
-            self.misfits.append(path.removesuffix(".") or "the whole")
+            self.misfits.append("the whole")
             return None
 
     def _record(self, kind: type[Kind], found: dict[str, Any], path: str) -> Kind:
