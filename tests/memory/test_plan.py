@@ -34,13 +34,6 @@ KEYS = (
 )
 
 
-class OwnHeads(Architecture):
-    """An architecture that says how wide its heads are, and whether head and embedding are one."""
-
-    head_dim: int
-    tie_word_embeddings: bool
-
-
 def shaped(*numbers: int) -> Architecture:
     return Architecture(**dict(zip(KEYS, numbers, strict=True)))
 
@@ -49,7 +42,7 @@ def shaped(*numbers: int) -> Architecture:
 LLAMA31_8B = shaped(32, 4096, 14336, 32, 8, 128256)
 LLAMA2_7B = shaped(32, 4096, 11008, 32, 32, 32000)
 GEMMA_NUMBERS = (28, 3072, 24576, 16, 16, 256000)
-GEMMA_7B = OwnHeads(**dict(zip(KEYS, GEMMA_NUMBERS, strict=True)), head_dim=256, tie_word_embeddings=True)
+GEMMA_7B = Architecture(**dict(zip(KEYS, GEMMA_NUMBERS, strict=True)), head_dim=256, tie_word_embeddings=True)
 SMALL = shaped(4, 192, 512, 6, 2, 1536)
 ARCHITECTURES = {"llama31_8b": LLAMA31_8B, "llama2_7b": LLAMA2_7B, "gemma_7b": GEMMA_7B, "small": SMALL}
 TARGETS = (ALL_LINEARS, ("q_proj", "v_proj"), ("o_proj", "down_proj"))
