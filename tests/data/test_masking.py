@@ -28,6 +28,7 @@ TOKENIZERS = {"bytes": byte_level, "spaces": lambda: metaspace(False), "prepende
 TOKENS = {  # BOS, end of turn
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
     "chatml": ("<s>", "<|im_end|>"),
+    "chatml_text": ("<s>", "</s>"),
     "gemma": ("<bos>", "<end_of_turn>"),
     "question_answer": ("<s>", "</s>"),
 }
@@ -42,9 +43,11 @@ ADDED = [token.content for token in byte_level().get_added_tokens_decoder().valu
 FAMILIES = [
     ("bytes", "llama3"),
     ("bytes", "chatml"),
+    ("bytes", "chatml_text"),
     ("bytes", "gemma"),
     ("bytes", "question_answer"),
     ("spaces", "chatml"),
+    ("spaces", "chatml_text"),
     ("spaces", "gemma"),
     ("spaces", "question_answer"),
 ]

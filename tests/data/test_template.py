@@ -114,6 +114,12 @@ def test_special_tokens_that_the_template_writes(template, expected):
     assert template.special_tokens(ADDED) == expected
 
 
+def test_markers_are_found_whether_the_tokenizer_knows_them_or_not():
+    assert shipped("chatml_text").markers() == ["<|im_start|>"]
+    assert "<end_of_turn>" in shipped("gemma").markers()
+    assert shipped("question_answer").markers() == []
+
+
 def test_templates_cannot_reach_out():
     with pytest.raises(TemplateRefused):
         ChatTemplate("{{ messages.__class__.__mro__ }}").render([])

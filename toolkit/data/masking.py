@@ -158,6 +158,9 @@ class Masking:
         added = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
         tokens = {self.end_of_turn, self.template.bos_token, self.template.eos_token}
         tokens.update(self.template.special_tokens(added))
+        tokens.update(
+            self.template.markers()
+        )  # ChatML in ordinary text: its tokens are none of the tokenizer's own
         return re.compile("|".join(re.escape(token) for token in sorted(filter(None, tokens))))
 
     # Tokens ------------------------------------------------------------------------------------------------

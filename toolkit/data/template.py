@@ -5,6 +5,7 @@ tomorrow, and a template's own refusal is one exception, `TemplateRefused`.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from toolkit.errors import UserError
 
+_MARKER = re.compile(r"<\|\w+\|>|<\w+_of_turn>")
 FIXED_DATE = datetime(2024, 7, 26)  # the date that the Llama-3.1 template itself falls back to
 
 
@@ -64,12 +66,19 @@ class ChatTemplate:
 
         Looks at literal text, string constants, and the names `bos_token` and `eos_token`; not at comments.
         """
-        tree = _environment().parse(self.source)
-        written = [node.data for node in tree.find_all(nodes.TemplateData)]
-        written += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
-        used = meta.find_undeclared_variables(tree)
+        written = self._literals()
+        used = meta.find_undeclared_variables(_environment().parse(self.source))
         named = {getattr(self, name) for name in ("bos_token", "eos_token") if name in used}
         return [token for token in added_tokens if token in named or any(token in text for text in written)]
+
+    def markers(self) -> list[str]:
+        """What the template writes around turns and looks like a token, in ordinary text or not: <|im_start|>."""
+        return sorted({marker for text in self._literals() for marker in _MARKER.findall(text)})
+
+    def _literals(self) -> list[str]:
+        tree = _environment().parse(self.source)
+        written = [node.data for node in tree.find_all(nodes.TemplateData)]
+        return written + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
 
 
 def read_template(path: str | Path) -> str:

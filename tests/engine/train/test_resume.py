@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from tests.conftest import ROOT
 from tests.engine.conftest import STEPS, run_stage, tiny, weights
-from toolkit.engine.base import model
+from toolkit.engine.base import model, tokens
 from toolkit.engine.data import preparation
 from toolkit.engine.reference import proof
 from toolkit.engine.train import checkpoints
@@ -98,7 +98,7 @@ def test_a_signal_outside_training_leaves_nothing_half_made(
 ) -> None:
     shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
     for owner, name, number in (
-        (model, "set_tokens", signal.SIGINT),
+        (tokens, "set_tokens", signal.SIGINT),
         (proof, "log_probs_of", signal.SIGTERM),
         (GenerationConfig, "save_pretrained", signal.SIGTERM),
     ):

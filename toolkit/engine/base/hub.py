@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from toolkit.errors import UserError
 from toolkit.hardware import GIB, disk_free_gib
@@ -38,10 +39,14 @@ HUB_ERRORS = (
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".jinja")
 
 
-def fetching(repository: str) -> Callable[[], str]:
-    """A function that says how much of a repository has reached the cache since now, "" while that is nothing."""
-    # not repo_folder_name: it refuses the path of a folder, of which nothing is fetched
-    blobs = Path(constants.HF_HUB_CACHE) / "--".join(("models", *repository.split("/"))) / "blobs"
+def fetching(path: str) -> Callable[[], str]:
+    """A function that says how much of a repository has reached the cache since now, "" while that is nothing.
+
+    A folder of this machine is not fetched.
+    """
+    if Path(path).is_dir():
+        return str
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="model") / "blobs"
 
     def size() -> float:
         total = 0

@@ -18,7 +18,8 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from unsloth import FastLanguageModel
 
 from toolkit import hardware
-from toolkit.data.template import ChatTemplate, read_template
+from toolkit.data.template import ChatTemplate
+from toolkit.engine.base import tokens
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
@@ -28,8 +29,6 @@ from toolkit.records.marks import AdapterMark
 from toolkit.run import sealing
 from toolkit.run.rundir import MARK, RunDir
 
-# Rows below this share of the median norm have hardly moved from their initialisation.
-UNTRAINED_NORM_RATIO = 0.5
 SMALL_FILES_GIB = 0.06  # tokenizer (Gemma's: 40 MB), template, configs; at most
 
 
@@ -60,64 +59,9 @@ def load(recipe: Recipe, max_length: int, settings: Settings | None = None) -> L
             use_exact_model_name=True,  # else Unsloth may swap in another repository
         )
     _check_architecture(recipe.model.architecture, model.config)
-    template = set_tokens(recipe, model, tokenizer)
-    notes = untrained_tokens(model, tokenizer, template)
+    template = tokens.set_tokens(recipe, model, tokenizer)
+    notes = tokens.check_known(recipe, model, tokenizer, template)
     return LoadedModel(model, tokenizer, template, recipe.template.end_of_turn, notes)
-
-
-def set_tokens(recipe: Recipe, model: Any, tokenizer: Any) -> ChatTemplate:
-    """Template, padding and both end tokens, set alike on every backend (Unsloth's two backends pad differently).
-
-    `model` may be None. Raises UserError when the tokenizer lacks a token, or pad would be an end token.
-    """
-    section, vocabulary = recipe.template, tokenizer.get_vocab()
-    problems = [
-        f"template.{key} {token!r} is not in the vocabulary of {recipe.model.path}; "
-        f"its special tokens are {', '.join(tokenizer.all_special_tokens[:12])}"
-        for key, token in (("end_of_turn", section.end_of_turn), ("pad_token", section.pad_token))
-        if token not in vocabulary
-    ]
-    if section.pad_token in (section.end_of_turn, tokenizer.eos_token):
-        problems.append(
-            f"template.pad_token {section.pad_token!r} is also an end token: padding is masked out of the loss, "
-            "so the model would never learn to stop; name another token"
-        )
-    if section.file == "tokenizer" and not tokenizer.chat_template:
-        problems.append(f"template.file is 'tokenizer' but {recipe.model.path} ships no chat template")
-    if problems:
-        raise UserError(*problems)
-    if section.file != "tokenizer":
-        tokenizer.chat_template = read_template(recipe.locate(section.file))
-    tokenizer.pad_token = section.pad_token
-    if model is not None:
-        ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(section.end_of_turn)}
-        model.generation_config.eos_token_id = sorted(ends - {None})
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
-
-
-def untrained_tokens(model: Any, tokenizer: Any, template: ChatTemplate) -> list[str]:
-    """Notes on the template's special tokens whose embedding rows are far below the median norm.
-
-    A base model without a chat template never saw its header tokens in training; QLoRA leaves embeddings frozen,
-    so the adapter has to work around them.
-    """
-    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    tokens = template.special_tokens(added)
-    notes = []
-    for name, layer in (("input", model.get_input_embeddings()), ("output", model.get_output_embeddings())):
-        norms = layer.weight.detach().float().norm(dim=1)
-        median = norms.median().item()
-        ratios = {token: norms[tokenizer.convert_tokens_to_ids(token)].item() / median for token in tokens}
-        low = {token: ratio for token, ratio in ratios.items() if ratio < UNTRAINED_NORM_RATIO}
-        if low:
-            listed = ", ".join(f"{token} {ratio:.2f}" for token, ratio in low.items())
-            notes.append(
-                f"nearly untrained {name} embeddings (norm against the median): {listed}. The base model never used "
-                "these tokens and LoRA does not change them: expect a slower start, and check that answers end."
-            )
-    return notes
 
 
 def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_length: int) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from toolkit.data.reasons import Reason
 from toolkit.data.rows import Pair
-from toolkit.engine.base import model
+from toolkit.engine.base import model, tokens
 from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.engine.data import preparation
 from toolkit.engine.data.reading import EXCERPT, excerpt, load_item, places_of, read_sets
@@ -58,7 +58,7 @@ def load_tokenizer(recipe: Recipe) -> model.LoadedModel:
                 f"the tokenizer in {path} cannot be read: {' '.join(str(error).split())[:300]}"
             ) from None
         raise UserError(explain(error, "model", path, recipe.model.revision)) from None
-    template = model.set_tokens(recipe, None, tokenizer)
+    template = tokens.set_tokens(recipe, None, tokenizer)
     return model.LoadedModel(None, tokenizer, template, recipe.template.end_of_turn, [])
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from transformers import PrinterCallback, set_seed
 
 from toolkit.console.screen import bar
@@ -62,11 +63,11 @@ def _train(
     recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
     set_seed(recipe.seed)
 
-    with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.model.path)):
+    with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.locate(recipe.model.path))):
         loaded = model.load(recipe, section.max_length, settings)
         model.attach_lora(loaded, recipe, settings, section.max_length)
     for note in loaded.notes:
-        console.print(f"[yellow]{note}[/]")
+        console.print(f"[yellow]{escape(note)}[/]")
     if starting_adapter:
         model.load_adapter(loaded.model, starting_adapter)
     model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
