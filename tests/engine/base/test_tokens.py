@@ -49,7 +49,7 @@ def test_tokens_that_the_model_does_not_know_stop_the_run(
         run_stage(tiny(*overrides), stage, tmp_path)
     assert "--set template.file=templates/chatml_text.jinja" in str(error.value)
     run = RunDir(tmp_path, "tiny", stage)
-    assert run.read_manifest()["outcome"] == "failed" and not run.adapter.exists()
+    assert run.read_manifest().outcome == "failed" and not run.adapter.exists()
 
 
 def test_a_template_in_ordinary_text_is_the_way_out(tmp_path: Path) -> None:
