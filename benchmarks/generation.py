@@ -54,10 +54,10 @@ def main() -> None:
     models = candidates.choose(recipe, RunDir(arguments.runs, "tiny", "compare"), None)
     cli.prepare(recipe, hardware.here(), console)
     from toolkit.engine.base import model
-    from toolkit.engine.inference import compare, generate
+    from toolkit.engine.inference import generate
 
     prompts = read_prompts(arguments.prompts)
-    loaded = compare.load(recipe, models, console)
+    loaded = model.load_trained(recipe, models)
     seconds, texts = dict.fromkeys(WAYS, 0.0), {way: [] for way in WAYS}
     for number in range(arguments.rounds):
         for name in models:

@@ -70,7 +70,7 @@ def prepare(alloc_conf: str, use_gpu: bool, loss_chunk_gib: float | None = None)
             os.environ.setdefault(name, f"{loss_chunk_gib:g}")
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else: a download at import
     os.environ["UNSLOTH_LLAMA_CPP_OFFLINE"] = "1"  # else: GGUF export may clone and install unattended
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(_cache() / "unsloth_compiled_cache"))
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled_cache"))
     # Threads that spin long at a barrier starve each other where cores are shared (a pod, a laptop): beside other
     # work an earlier tiny model fell from 3,600 to 250 tokens/s. Not to spin at all costs half on idle cores:
     # 40 steps took 8.7 s, 5.8 s with this, 5.2 s spinning on; beside two busy loops 9.7 and 16.3 s.
@@ -88,5 +88,6 @@ def require_prepared() -> Environment:
     return _prepared
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where the toolkit keeps what can be made again; may be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-toolkit"

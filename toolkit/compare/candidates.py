@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import UserError
+from toolkit.memory import terms
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Architecture, Recipe
 from toolkit.run.rundir import MARK, RunDir
@@ -164,18 +165,7 @@ def _base_name(path: str) -> str:
 
 def _wrong_shape(file: Path, base: Architecture) -> str | None:
     """What of the LoRA's shapes differs from the base's, from the head of the file alone."""
-    head = base.head_dim or base.hidden_size // base.num_attention_heads
-    heads, key_value = base.num_attention_heads * head, base.num_key_value_heads * head
-    hidden, inner = base.hidden_size, base.intermediate_size
-    sizes = {  # module -> features in, features out
-        "q_proj": (hidden, heads),
-        "k_proj": (hidden, key_value),
-        "v_proj": (hidden, key_value),
-        "o_proj": (heads, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
+    widths = terms.linears(base)
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -187,7 +177,7 @@ def _wrong_shape(file: Path, base: Architecture) -> str | None:
             layer, module, side = int(match[1]), match[2], match[3]
             if layer >= base.num_hidden_layers:
                 return f"it has a layer {layer}, the base has {base.num_hidden_layers} layers"
-            expected = sizes.get(module, (None, None))[side == "B"]
+            expected = widths.get(module, (None, None))[side == "B"]
             got = entry["shape"][0 if side == "B" else 1]
             if expected is not None and got != expected:
                 return f"{module} has {got} features {'out' if side == 'B' else 'in'}, the base {expected}"

@@ -97,8 +97,7 @@ def _system_turn(recipe: Recipe) -> SystemTurns:
 def _rows(name: str, file: str) -> Iterable[tuple[int, Any]]:
     """(line or row number, row); a line of text is {"prompt": line}."""
     path = Path(file)
-    is_rows = path.name.lower().endswith((".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet"))
-    if file != "-" and is_rows and path.is_file():
+    if file != "-" and sources.is_readable(file) and path.is_file():
         return sources.read_numbered([path])
     try:
         # Read as bytes: a locale other than UTF-8, and universal newlines, would change the text.

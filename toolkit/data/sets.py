@@ -5,19 +5,18 @@ from pathlib import Path
 
 from toolkit.data.rows import recognise, to_item
 from toolkit.data.selection import parse_filter
-from toolkit.data.sources import find_files, read_rows
+from toolkit.data.sources import find_files, is_readable, read_rows
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe, Source, StageSection
 from toolkit.recipe.stages import RowKind
 
-FILE_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".csv", ".parquet")
 LOOKED_AT = 50_000  # rows of a set, about a second: a larger set is read to its end when it is prepared
 
 
 def is_local_file(recipe: Recipe, source: Source) -> bool:
     """Whether the set is files that `sources` reads itself; else it is a folder, or an id of the Hub."""
     path = recipe.locate(source.path)
-    return not Path(path).is_dir() and (path != source.path or path.lower().endswith(FILE_SUFFIXES))
+    return not Path(path).is_dir() and (path != source.path or is_readable(path))
 
 
 def problems(recipe: Recipe, section: StageSection, kind: RowKind) -> list[str]:

@@ -32,6 +32,11 @@ _MAGIC = {
 }
 
 
+def is_readable(path: str) -> bool:
+    """Whether a file of this name is read here, by its suffix."""
+    return _suffix(path) is not None
+
+
 def find_files(path: str) -> list[Path]:
     """The file at `path`, or those that it matches as a glob, sorted.
 
@@ -40,7 +45,7 @@ def find_files(path: str) -> list[Path]:
     files = [Path(path)] if Path(path).is_file() else sorted(map(Path, glob.glob(path, recursive=True)))
     if not files:
         raise UserError(f"No file at {path}. Name a file or a glob ({', '.join(_READERS)}).")
-    unread = [str(file) for file in files if not file.is_file() or _suffix(file) is None]
+    unread = [str(file) for file in files if not file.is_file() or not is_readable(file.name)]
     if unread:
         raise UserError(
             f"Not a file that can be read: {', '.join(unread[:3])}. Allowed: {', '.join(_READERS)}."
@@ -75,7 +80,7 @@ def read_numbered(files: Sequence[Path]) -> Iterator[tuple[int, Row]]:
     for file in files:
         number = 0
         try:
-            for number, row in _READERS[_suffix(file) or ".jsonl"](file):
+            for number, row in _READERS[_suffix(file.name) or ".jsonl"](file):
                 if not isinstance(row, dict):
                     raise _Broken(number, f"is {_named(row)}, not an object with columns")
                 names = frozenset(row)
@@ -97,8 +102,8 @@ class _Broken(Exception):
         self.number = number
 
 
-def _suffix(file: Path) -> str | None:
-    return next((suffix for suffix in _READERS if file.name.lower().endswith(suffix)), None)
+def _suffix(name: str) -> str | None:
+    return next((suffix for suffix in _READERS if name.lower().endswith(suffix)), None)
 
 
 def _named(value: Any) -> str:

@@ -19,6 +19,7 @@ from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
 from toolkit.run.rundir import MARK, RunDir
+from toolkit.run.sealing import put_in_place
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
 FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
@@ -102,12 +103,7 @@ class Wanted:
     def keep(self, verified: bool) -> None:
         """Marks what was built under the temporary name, and gives it its own."""
         self.mark(verified).write(self.temporary / MARK)
-        before = self.folder.with_name(f".{self.folder.name}.before")
-        shutil.rmtree(before, ignore_errors=True)
-        if self.folder.exists():
-            self.folder.rename(before)
-        self.temporary.rename(self.folder)
-        shutil.rmtree(before, ignore_errors=True)
+        put_in_place(self.temporary, self.folder)
 
     def reject(self) -> None:
         """Sets what was built aside, without a mark."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from html import escape
 
+from toolkit.console.panel import duration
 from toolkit.recipe import stages
 from toolkit.report.run_record import RunRecord
-from toolkit.report.tables import duration, number
+from toolkit.report.tables import number
 
 
 def headline(record: RunRecord) -> str:

@@ -25,16 +25,6 @@ def number(value: Any, style: str) -> str | None:
     return style.format(value) if isinstance(value, (int, float)) else None
 
 
-def duration(seconds: float) -> str:
-    """8.3 s, 1 min 10 s, 2 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60:,} h {minutes % 60:02} min"
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML already. Under a `head` all columns but the first are of numbers."""
 

@@ -195,7 +195,7 @@ class RunDir:
         return self.finished_with() is not None and self.read_manifest().outcome == "finished"
 
     def _has_checkpoints(self) -> bool:
-        return any(self.checkpoints.glob("checkpoint-*"))
+        return any(self.checkpoints.glob(f"{PREFIX}*"))
 
     def _refuse_other(self, what: str, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
         now = blanked(now)

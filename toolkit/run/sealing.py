@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from toolkit.files import sync_folder
+from toolkit.files import digest, sync_folder
 from toolkit.records.marks import Seal
 
-CHUNK = 2**20
 # The disk is full, over quota, read-only or broken: of nobody's making but of whoever can make room.
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # safetensors and torch's zip writer meet the same and raise errors of their own, torch without the reason.
@@ -48,11 +45,11 @@ def seal(folder: Path, name: str, mark: Seal = NOTHING_MORE) -> None:
 
 
 def put_in_place(made: Path, target: Path) -> None:
-    """Renames a sealed folder to `target`. An older one there goes last, so a kill leaves the one or the other.
+    """Renames a complete folder to `target`. An older one there goes last, so a kill leaves the one or the other.
 
     Between two renames there may be none for a moment: what it was made from is still there then.
     """
-    old = made.with_name(f".{target.name}.old.tmp")
+    old = made.with_name(f"{made.name.removesuffix('.tmp')}.old.tmp")  # swept as `made` is, after a kill
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
@@ -73,14 +70,3 @@ def damage(folder: Path, name: str) -> str | None:
         except OSError:
             return f"{file} is missing"
     return None
-
-
-def digest(path: Path, sync: bool = False) -> str:
-    """BLAKE2b of a file, 128 bits; `sync` flushes it to disk first."""
-    hashed = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        if sync:
-            os.fsync(stream.fileno())
-        while chunk := stream.read(CHUNK):
-            hashed.update(chunk)
-    return hashed.hexdigest()

@@ -21,7 +21,7 @@ def test_a_folder_is_told_by_its_files_and_large_ones_by_samples(
     assert all(value.startswith("blake2b:") for value in whole["files"].values())
 
     monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(fingerprint.sealing, "CHUNK", 100)
+    monkeypatch.setattr(fingerprint, "HEAD_BYTES", 100)
     monkeypatch.setattr(fingerprint, "SAMPLE_BYTES", 100)
     before = fingerprint.base_model(str(tmp_path), None)["files"]
     assert before["model.safetensors"].startswith("blake2b-sampled:")

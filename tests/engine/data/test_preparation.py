@@ -300,6 +300,9 @@ def test_code_that_decides_is_part_of_the_key() -> None:
         "engine/base/model",
         "engine/base/quiet",
         "console/screen",
+        "env",
+        "files",
+        "run/sealing",
     }
     seen, todo = set(), ["engine/data/preparation"]
     while todo:

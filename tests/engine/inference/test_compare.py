@@ -39,7 +39,7 @@ def quiet() -> Console:
 
 @pytest.fixture(scope="module")
 def loaded(sft: Stage) -> model.LoadedModel:
-    return compare.load(tiny(*SHORT), {"base": None, "sft": sft.run.adapter}, quiet())
+    return model.load_trained(tiny(*SHORT), {"base": None, "sft": sft.run.adapter})
 
 
 def answers(loaded: model.LoadedModel, recipe: Recipe, prompts: list[Any] | None = None) -> list[str]:

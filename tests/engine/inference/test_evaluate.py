@@ -76,8 +76,9 @@ def done(sft: Stage, task_folder: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def loaded(done: Stage) -> model.LoadedModel:
     """The base with both adapters."""
-    loaded = model.load(done.recipe, 256)
-    model.load_adapters(loaded, {name: done.run.of(name).adapter for name in ("sft", "dpo")})
+    loaded = model.load_trained(
+        done.recipe, {name: done.run.of(name).adapter for name in ("sft", "dpo")}, 256
+    )
     loaded.model.eval()
     return loaded
 
@@ -228,11 +229,16 @@ def test_a_task_of_the_hub_while_offline_says_so(all_tasks: Any, monkeypatch: py
         benchmarks.load(Tasks(("arc_easy",), None, None, True))
 
 
-def test_a_task_without_its_rows_says_which(tmp_path: Path) -> None:
+def test_a_task_without_its_rows_says_which_and_leaves_the_earlier_evaluation(
+    done: Stage, tmp_path: Path
+) -> None:
     text = TASK.replace("FOLDER", str(tmp_path)).replace("thistle_isles", "gone")
     (tmp_path / "gone.yaml").write_text(text)
+    before = done.run.report.read_text()
     with pytest.raises(UserError, match=r"--tasks gone: FileNotFoundError: .*rows.jsonl"):
-        benchmarks.load(Tasks(("gone",), str(tmp_path), None, True))
+        evaluated(done.recipe, done.run.root, "--tasks", "gone", "--tasks-path", str(tmp_path))
+    assert done.run.report.read_text() == before
+    assert not list(done.run.path.parent.glob("eval.*")), "nothing of the one that failed, none moved aside"
 
 
 # What is missing, or does not fit ----------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 
 from toolkit.engine.base.hub import WEIGHT_FILES
-from toolkit.run import sealing
+from toolkit.files import digest
 
 WHOLE_BYTES = 2**26  # files up to here are hashed whole: 0.1 s
-SAMPLES, SAMPLE_BYTES = 64, 2**16  # of larger ones; 4 MiB of 5.5 GB
+HEAD_BYTES, SAMPLES, SAMPLE_BYTES = 2**20, 64, 2**16  # of larger ones; 5 MiB of 5.5 GB
 SHA256_DIGITS = 64
 
 
@@ -67,10 +67,10 @@ def _of_blob(file: Path) -> str:
 def _of_file(file: Path) -> str:
     size = file.stat().st_size
     if size <= WHOLE_BYTES:
-        return f"blake2b:{sealing.digest(file)}"
+        return f"blake2b:{digest(file)}"
     hashed = hashlib.blake2b(str(size).encode(), digest_size=16)
     with file.open("rb") as stream:
-        hashed.update(stream.read(sealing.CHUNK))
+        hashed.update(stream.read(HEAD_BYTES))
         for index in range(SAMPLES):
             stream.seek(size * index // SAMPLES)
             hashed.update(stream.read(SAMPLE_BYTES))

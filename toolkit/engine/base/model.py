@@ -6,7 +6,7 @@ The same calls run on a GPU and on Unsloth's CPU backend; nothing here asks whic
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,14 +122,35 @@ def load_adapter(model: Any, folder: Path) -> None:
         )
 
 
-def load_adapters(loaded: LoadedModel, folders: dict[str, Path]) -> None:
-    """Puts saved adapters beside each other on one base, to be chosen by `use_adapter`."""
+def load_trained(
+    recipe: Recipe, adapters: Mapping[str, Path | None], max_length: int | None = None
+) -> LoadedModel:
+    """The base with saved adapters beside each other, to be chosen by `use_adapter`; None is the base itself.
+
+    `max_length` is by default the longest of the recipe's stages. Raises UserError naming each adapter that cannot be
+    loaded.
+    """
+    longest = max(recipe.section(stage.name).max_length for stage in recipe.stages())
+    loaded, problems = load(recipe, max_length or longest), []
+    for name, folder in adapters.items():
+        try:
+            if folder is not None:
+                add_adapter(loaded, name, folder)
+        except (RuntimeError, ValueError, OSError) as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            problems.append(f"{folder} cannot be loaded onto {recipe.model.path}: {said}")
+    if problems:
+        raise UserError(*problems)
+    return loaded
+
+
+def add_adapter(loaded: LoadedModel, name: str, folder: Path) -> None:
+    """Loads a saved adapter beside those that are there, under a name for `use_adapter`."""
     with quiet():
-        for name, folder in folders.items():
-            if isinstance(loaded.model, PeftModel):
-                loaded.model.load_adapter(str(folder), adapter_name=name)
-            else:
-                loaded.model = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=name)
+        if isinstance(loaded.model, PeftModel):
+            loaded.model.load_adapter(str(folder), adapter_name=name)
+        else:
+            loaded.model = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=name)
 
 
 def use_adapter(peft_model: Any, name: str) -> AbstractContextManager[Any]:

@@ -61,19 +61,6 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-class Rng:
-    """The random state of torch on CPU and GPU at one moment. A few kB are copied, nothing is synchronised."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._gpu is not None:
-            torch.cuda.set_rng_state(self._gpu)
-
-
 @dataclass
 class Recovery:
     """What one stage knows of its memory: the factors that batches are split by, and every event.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -19,13 +18,16 @@ from typing import Any
 
 import datasets
 
+from toolkit import env
 from toolkit.data.masking import Masking
 from toolkit.data.sets import is_local_file
 from toolkit.data.sources import find_files
 from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.errors import UserError
+from toolkit.files import digest
 from toolkit.recipe.schema import Recipe, Source, StageSection
 from toolkit.recipe.stages import RowKind
+from toolkit.run import sealing
 
 CODE = (
     "data/accounting data/json_stream data/masking data/reasons data/rows data/schemas data/selection data/sets "
@@ -52,7 +54,7 @@ def key_of_rows(recipe: Recipe, section: StageSection, kind: RowKind, masking: M
         },
         "template": [masking.template.source, masking.template.bos_token, masking.template.eos_token],
         "end_of_turn": masking.end_of_turn,
-        "code": [_hash_of(_TOOLKIT / f"{module}.py") for module in CODE.split()],
+        "code": [digest(_TOOLKIT / f"{module}.py") for module in CODE.split()],
         "libraries": {library: version(library) for library in LIBRARIES},
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -85,11 +87,7 @@ def make(key: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[
         files = {str(file.relative_to(temporary)): _crc(file) for file in sorted(temporary.rglob("*.arrow"))}
         (temporary / INDEX).write_text(json.dumps({"facts": facts, "files": files}))
         target = _folder() / key
-        if target.exists():  # damaged, or another process was faster: ours is as good
-            aside = Path(tempfile.mkdtemp(prefix=".making-", dir=_folder()))
-            target.rename(aside / key)
-            shutil.rmtree(aside, ignore_errors=True)
-        temporary.rename(target)
+        sealing.put_in_place(temporary, target)  # of one that another process made meanwhile ours is as good
     except OSError as error:
         raise _not_written(error) from error
     finally:
@@ -102,7 +100,7 @@ def _content(recipe: Recipe, source: Source) -> Any:
     path = recipe.locate(source.path)
     if is_local_file(recipe, source) or Path(path).is_dir():
         files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else find_files(path)
-        return [[file.name, _hash_of(file)] for file in files if file.is_file()]
+        return [[file.name, digest(file)] for file in files if file.is_file()]
     try:
         builder = datasets.load_dataset_builder(
             path, source.name, data_dir=source.data_dir, revision=source.revision
@@ -115,7 +113,7 @@ def _content(recipe: Recipe, source: Source) -> Any:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-toolkit" / "data"
+    return env.cache_folder() / "data"
 
 
 def _sweep() -> None:
@@ -123,11 +121,6 @@ def _sweep() -> None:
     for leftover in _folder().glob(".making-*"):
         if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _hash_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _crc(file: Path) -> int:

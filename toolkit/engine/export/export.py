@@ -170,8 +170,8 @@ def _trained(wanted: Wanted, console: Console) -> parity.Answered:
     """The trained model's answers; the model itself is let go again."""
     recipe = wanted.recipe
     console.print(f"[dim]loading {recipe.model.path} with the {wanted.stage} adapter[/]")
-    loaded = model.load(recipe, recipe.section(wanted.stage).max_length)
-    model.load_adapters(loaded, {wanted.stage: wanted.run.adapter})
+    max_length = recipe.section(wanted.stage).max_length
+    loaded = model.load_trained(recipe, {wanted.stage: wanted.run.adapter}, max_length)
     answered = parity.answer(loaded, wanted)
     del loaded
     gc.collect()

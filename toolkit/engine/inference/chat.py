@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from toolkit.compare import view
-from toolkit.console.screen import is_live
+from toolkit.console.screen import bar, is_live
 from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.inference import compare, generate
@@ -30,7 +30,8 @@ HELP = """/reset          forget the conversation
 
 def run(recipe: Recipe, run: RunDir, folders: compare.Folders, console: Console) -> None:
     """Talks until /exit or the end of the input. Raises UserError for adapters that cannot be loaded."""
-    loaded = compare.load(recipe, folders, console)
+    with bar(console, f"loading {recipe.model.path}", None):
+        loaded = model.load_trained(recipe, folders)
     if is_live(console):
         console.print(f"[dim]{', '.join(folders)} answer; /help says what else there is[/]")
     Chat(recipe, loaded, list(folders), console).talk(_read_line(console))

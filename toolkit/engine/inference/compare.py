@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +19,11 @@ from toolkit.data.prompts import is_correct, last_turn, read_questions
 from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.inference import generate, rewards
-from toolkit.errors import UserError
 from toolkit.files import finite, write_text
 from toolkit.recipe.schema import Recipe
 from toolkit.records.comparison_report import AnswerMeasures, Comparison
+from toolkit.run.replacing import replacing
 from toolkit.run.rundir import RunDir
-from toolkit.run.runlog import LOG
 
 Folders = dict[str, Path | None]  # label of a model -> its adapter; None for the base
 REFERENCE = (
@@ -42,10 +39,11 @@ def run(
     Raises UserError for adapters that cannot be loaded onto the base, and prompts that it cannot be given.
     """
     started = time.perf_counter()
-    with run.locked(), _whole(run, console) as folder:
+    with replacing(run, console) as folder:
         questions = read_questions(recipe)
         reference = _reference(recipe, run, folders)
-        loaded = load(recipe, folders | reference, console)
+        with bar(console, f"loading {recipe.model.path}", None):
+            loaded = model.load_trained(recipe, folders | reference)
         answers, seconds = _answer(recipe, loaded, folders, prompts, questions, console)
         asked = prompts + [question["messages"] for question in questions]
         models = {
@@ -72,26 +70,6 @@ def run(
         view.show_answers(rows, list(folders), console)
     view.show_measures(models, console)
     return report
-
-
-def load(recipe: Recipe, folders: Folders, console: Console) -> model.LoadedModel:
-    """The base with every adapter on it. Raises UserError naming each adapter that cannot be loaded."""
-    console.print(f"[dim]loading {recipe.model.path}[/]", highlight=False)
-    loaded = model.load(recipe, max(recipe.section(stage.name).max_length for stage in recipe.stages()))
-    problems = []
-    for name, folder in folders.items():
-        if folder is not None:
-            try:
-                model.load_adapters(loaded, {name: folder})
-            except (RuntimeError, ValueError, OSError) as error:
-                problems.append(f"{folder} cannot be loaded onto {recipe.model.path}: {_last_line(error)}")
-    if problems:
-        raise UserError(*problems)
-    return loaded
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _reference(recipe: Recipe, run: RunDir, folders: Folders) -> Folders:
@@ -190,28 +168,6 @@ def _measures(
 
 
 # Files -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _whole(run: RunDir, console: Console) -> Iterator[Path]:
-    """A folder that takes the run's place when the block is done; only then is an earlier comparison moved aside.
-
-    log.txt grows in it. It stays, for that, when the block ends by an internal error, and goes when it ends otherwise.
-    """
-    folder = run.path.with_name(f"{run.path.name}.unfinished")
-    shutil.rmtree(folder, ignore_errors=True)
-    LOG.open(folder / run.log.name, console)
-    try:
-        yield folder
-        run.move_aside()
-        if run.path.exists():
-            run.path.rmdir()  # it was empty
-        folder.rename(run.path)
-        LOG.path = run.log
-    except (UserError, KeyboardInterrupt):
-        LOG.close_file()
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write(recipe: Recipe, folder: Path, rows: list[view.Row], models: dict[str, AnswerMeasures]) -> None:

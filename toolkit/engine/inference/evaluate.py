@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,63 +27,58 @@ from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe
 from toolkit.recipe.stages import Stage
 from toolkit.records.evaluation_report import Evaluation
+from toolkit.run.replacing import replacing
 from toolkit.run.rundir import EVENTS, RunDir
-from toolkit.run.runlog import LOG
 
 
 def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> Evaluation:
     """Measures the models of `scope`, shows and writes the report, and returns it.
 
-    Raises UserError for what the user can fix; an earlier evaluation is moved aside, not overwritten.
+    Raises UserError for what the user can fix; an earlier evaluation stays until this one is complete, and is
+    moved aside then.
     """
     started = time.perf_counter()
-    suite = _suite(scope, console)  # an unknown task is said before the model is loaded
-    rewarded = _rewarded(scope.models)
-    reference = _reference(recipe, run, rewarded)
-    with bar(console, f"loading {recipe.model.path}", None):
-        loaded = _load(recipe, run, {*scope.models, reference})
-    moved = run.move_aside()
-    LOG.open(run.log, console)
-    if moved:
-        console.print(f"[dim]the evaluation that was there is now {moved}[/]")
-    measuring = _Measuring(recipe, loaded, oom.Recovery(run.path / EVENTS, console), console)
-    rows = Rows()
-    left_out = {
-        "loss": measuring.conversations(rows, scope.models),
-        "preference": measuring.pairs(rows, scope.models, rewarded, reference),
-    }
-    notes = [*scope.notes, *measures.without_nan(rows)]
-    measured = measures.summary(rows, scope.models, recipe.seed)
-    models = dict(measured.models or {})
-    for name in scope.models if suite else ():
-        with bar(console, f"{name}: {', '.join(suite.asked.names)}", None), _as(loaded, name):
-            try:
-                tasks, chat_template = suite.run(recipe, loaded, name)
-                models[name] = replace(models[name], tasks=tasks, chat_template=chat_template)
-            except UserError as error:  # what was measured so far is not lost for it
-                left_out[f"{name}.tasks"] = str(error)
-    report = replace(
-        measured,
-        recipe=recipe.name,
-        device=model.device_name(),
-        seed=recipe.seed,
-        models=models,
-        left_out={what: reason for what, reason in left_out.items() if reason},
-        notes=notes,
-        wall_seconds=time.perf_counter() - started,
-    )
-    report.write(run.report)
+    with replacing(run, console) as folder:
+        suite = _suite(scope, console)  # an unknown task is said before the model is loaded
+        rewarded = _rewarded(scope.models)
+        reference = _reference(recipe, run, rewarded)
+        with bar(console, f"loading {recipe.model.path}", None):
+            loaded = model.load_trained(recipe, _adapters(run, {*scope.models, reference}))
+            loaded.model.eval()
+        measuring = _Measuring(recipe, loaded, oom.Recovery(folder / EVENTS, console), console)
+        rows = Rows()
+        left_out = {
+            "loss": measuring.conversations(rows, scope.models),
+            "preference": measuring.pairs(rows, scope.models, rewarded, reference),
+        }
+        notes = [*scope.notes, *measures.without_nan(rows)]
+        measured = measures.summary(rows, scope.models, recipe.seed)
+        models = dict(measured.models or {})
+        for name in scope.models if suite else ():
+            title = f"{name}: {', '.join(suite.asked.names)}"
+            with bar(console, title, None), model.use_adapter(loaded.model, name):
+                try:
+                    tasks, chat_template = suite.run(recipe, loaded, name)
+                    models[name] = replace(models[name], tasks=tasks, chat_template=chat_template)
+                except UserError as error:  # what was measured so far is not lost for it
+                    left_out[f"{name}.tasks"] = str(error)
+        report = replace(
+            measured,
+            recipe=recipe.name,
+            device=model.device_name(),
+            seed=recipe.seed,
+            models=models,
+            left_out={what: reason for what, reason in left_out.items() if reason},
+            notes=notes,
+            wall_seconds=time.perf_counter() - started,
+        )
+        report.write(folder / run.report.name)
     show_evaluation(report, console)
     return report
 
 
-def _load(recipe: Recipe, run: RunDir, names: set[str | None]) -> model.LoadedModel:
-    """The base with the adapters of these models beside each other."""
-    loaded = model.load(recipe, max(recipe.section(stage.name).max_length for stage in recipe.stages()))
-    adapters = {name: run.of(name).adapter for name in MODELS if name in names and name != "base"}
-    model.load_adapters(loaded, adapters)
-    loaded.model.eval()
-    return loaded
+def _adapters(run: RunDir, names: set[str | None]) -> dict[str, Path]:
+    return {name: run.of(name).adapter for name in MODELS if name in names and name != BASE}
 
 
 def _suite(scope: Scope, console: Console) -> Any:
@@ -110,11 +105,6 @@ def _reference(recipe: Recipe, run: RunDir, rewarded: Stage | None) -> str | Non
     return started_from if run.of(started_from).finished_with() is not None else None
 
 
-def _as(loaded: model.LoadedModel, name: str) -> AbstractContextManager[Any]:
-    """`model.use_adapter`, also where there is no adapter to switch off."""
-    return model.use_adapter(loaded.model, name) if hasattr(loaded.model, "peft_config") else nullcontext()
-
-
 class _Measuring:
     """Fills in the numbers of rows, model by model."""
 
@@ -137,7 +127,7 @@ class _Measuring:
         for name in models:
             with (
                 bar(self.console, f"{name}: {len(sequences):,} held-out rows", len(sequences)) as advance,
-                _as(self.loaded, name),
+                model.use_adapter(self.loaded.model, name),
             ):
                 sums = log_probs.sums(self.loaded.model, sequences, self.pad, advance, self.recovery)
             rows.losses[name] = -sums.double().numpy()
@@ -160,7 +150,7 @@ class _Measuring:
         for name in (name for name in MODELS if name in needed):
             with (
                 bar(self.console, f"{name}: {len(pairs):,} held-out pairs", 2 * len(pairs)) as advance,
-                _as(self.loaded, name),
+                model.use_adapter(self.loaded.model, name),
             ):
                 both = log_probs.pairs(self.loaded.model, pairs, self.pad, advance, self.recovery)
             measured[name] = both[0].double().numpy(), both[1].double().numpy()

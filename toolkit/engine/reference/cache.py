@@ -29,7 +29,7 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 
-from toolkit import env
+from toolkit import env, files
 from toolkit.engine.base.model import device_name
 from toolkit.run import manifest
 
@@ -177,7 +177,7 @@ def facts_of(model: Any, adapter: str, pad_token_id: int) -> dict[str, Any]:
         "chunks": {name: os.environ.get(name) for name in env.LOSS_CHUNK_VARIABLES},
         "device": _device(),
         "packages": manifest.packages(),
-        "code": [_hash_of(Path(__file__).with_name(name)) for name in CODE],
+        "code": [files.digest(Path(__file__).with_name(name)) for name in CODE],
     }
 
 
@@ -198,7 +198,7 @@ def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-toolkit" / "reference"
+    return env.cache_folder() / "reference"
 
 
 def _file(key: str) -> Path:
@@ -221,10 +221,6 @@ def _device() -> list[Any]:
 
 def _plain(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def _hash_of(file: Path) -> str:
-    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
 
 
 def _say_not_kept(error: OSError, console: Console) -> None:

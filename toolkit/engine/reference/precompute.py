@@ -13,6 +13,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from toolkit.console.screen import bar
+from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.reference import cache
 
 REF_ADAPTER = "ref"  # TRL's name for it
@@ -116,7 +117,7 @@ def log_probs_of(trainer: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
     Through the same fused head that the trainer's loss uses, with the adapter that is active.
     """
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
     with (
         torch.no_grad(),
         disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.engine.base import oom
+from toolkit.engine.base.random_state import RandomState
 from toolkit.engine.reference import cache
 from toolkit.engine.reference.precompute import COLUMNS, REF_ADAPTER, Pass, batch_of, log_probs_of, precompute
 from toolkit.errors import UserError
@@ -50,7 +50,7 @@ def establish(trainer: Any, source: str, batch_size: int, console: Console) -> d
     disk. Returns the report's {pairs, reused, seconds}. Raises UserError when the reference is not the policy;
     `source` is the adapter that both were taken from. Uses up no random numbers.
     """
-    started, rng = time.perf_counter(), oom.Rng()
+    started, generators = time.perf_counter(), RandomState()
     num_weights = prove_weights(trainer.model, source)
     done = precompute(trainer, batch_size, console)
     proof = prove(trainer, done)
@@ -71,7 +71,7 @@ def establish(trainer: Any, source: str, batch_size: int, console: Console) -> d
             f"{source}: passes over the same batch do not give the same numbers here. {_fix()}, and check the machine"
         )
     drop(trainer)
-    rng.restore()
+    generators.restore()
     console.print(
         f"[green]the reference is the policy[/] ({source}): {num_weights} weights equal bit for bit, loss "
         f"{proof.loss:.6f} = ln 2, largest margin {proof.margin:.1e} on {proof.pairs} pairs"

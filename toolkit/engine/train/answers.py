@@ -58,7 +58,7 @@ def _both(
     how = job.recipe.compare.model_copy(update={"do_sample": False})
     prompts = [as_messages(job.recipe, prompt) for prompt in how.prompts]
     if starting_adapter:
-        model.load_adapters(loaded, {BEFORE: starting_adapter})
+        model.add_adapter(loaded, BEFORE, starting_adapter)
     found = []
     with bar(job.console, f"{job.stage.name}: answers before and after", 2 * len(prompts)) as advance:
         for name in (BEFORE if starting_adapter else "base", "default"):

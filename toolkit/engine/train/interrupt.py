@@ -6,7 +6,6 @@ A step of one micro-batch ends.
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from collections.abc import Iterator
@@ -14,11 +13,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from transformers import TrainerCallback
 
-from toolkit.engine.base import oom
+from toolkit.engine.base.random_state import RandomState
 from toolkit.errors import Interrupted
 
 
@@ -32,7 +30,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, console: Console):
         self._console = console
         self._training = False
-        self._random: _RandomState | None = None
+        self._random: RandomState | None = None
         self._since = 0.0
         self.received: int | None = None
 
@@ -75,12 +73,12 @@ class StopOnSignal(TrainerCallback):
         self._training = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._random = _RandomState()
+        self._random = RandomState()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A resumed run draws for the order of a new epoch again, so there the state before that draw counts.
         if args.gradient_accumulation_steps > 1 and not float(state.epoch or 0).is_integer():
-            self._random = _RandomState()
+            self._random = RandomState()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.received is not None:
@@ -110,15 +108,3 @@ class StopOnSignal(TrainerCallback):
             f"[yellow]{signal.Signals(number).name}: the step in flight ends, then a checkpoint is saved "
             "(Ctrl-C again stops at once)[/]"
         )
-
-
-class _RandomState:
-    """All the generators whose states a checkpoint holds, at one moment. Some 10 kB, nothing is synchronised."""
-
-    def __init__(self) -> None:
-        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), oom.Rng()
-
-    def restore(self) -> None:
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        self._torch.restore()

@@ -7,17 +7,15 @@ then. Weights, gradients, RNG, metrics and the order of rows are as if it had no
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from toolkit.engine.base import oom
+from toolkit.engine.base.random_state import RandomState
 from toolkit.engine.train import pieces, recompute
 from toolkit.hardware import GIB
 from toolkit.records import run_report as record
@@ -88,7 +86,7 @@ def run(trainer: Any, rows: list[dict[str, Any]]) -> None:
 @contextlib.contextmanager
 def unchanged(trainer: Any) -> Iterator[None]:
     """Whatever trains in the block, it leaves no gradient, no random number drawn and nothing logged."""
-    states = random.getstate(), np.random.get_state(), oom.Rng()
+    generators = RandomState()
     log, tokens = trainer._metrics["train"], trainer._total_train_tokens
     trainer._metrics["train"] = defaultdict(list)
     was_training = trainer.model.training
@@ -98,6 +96,4 @@ def unchanged(trainer: Any) -> Iterator[None]:
         trainer.model.zero_grad(set_to_none=True)
         trainer.model.train(was_training)
         trainer._metrics["train"], trainer._total_train_tokens = log, tokens
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        states[2].restore()
+        generators.restore()

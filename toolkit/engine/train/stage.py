@@ -21,6 +21,7 @@ from toolkit.engine.train import answers, attempt, trackers
 from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.errors import UserError
+from toolkit.files import digest
 from toolkit.records.marks import AdapterMark
 from toolkit.records.run_manifest import Base
 from toolkit.records.run_report import RunReport
@@ -118,7 +119,7 @@ def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Pre
         rows["eval"] = fingerprint.rows(prepared.eval)
     held = {"base_model.files": fingerprint.combined(base["files"]), "rows.train": rows["train"]}
     if starting_adapter:
-        held[f"{job.starts_from}_adapter"] = sealing.digest(starting_adapter / "adapter_model.safetensors")
+        held[f"{job.starts_from}_adapter"] = digest(starting_adapter / "adapter_model.safetensors")
     job.run.hold_to(held)
     job.run.record({"base_model": Base(path, **base), "rows": rows})
 
