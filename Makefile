@@ -9,7 +9,7 @@
 #   make lint                            ruff, formatting, types
 #   make docs                            docs/recipe.md, from the recipe's schema
 #   make setup                           .venv alone; make setup PYTHON=python3.12 to choose the interpreter
-#   make optional                        adds TensorBoard, W&B, `run_eval.py --tasks` and GGUF; `make test` adds it too
+#   make optional                        adds TensorBoard, W&B and what `run_eval.py --tasks` needs; `make test` adds it too
 #   make clean                           removes caches; .venv and runs/ stay
 
 RECIPE ?= tiny

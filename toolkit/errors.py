@@ -1,6 +1,6 @@
 """Errors that a user can fix: what was got, the limit, the fix. `cli` turns them into exit code 2."""
 
-# How one gets what requirements-optional.txt holds: TensorBoard, W&B, lm_eval, gguf
+# How one gets what requirements-optional.txt holds: TensorBoard, W&B, lm_eval
 INSTALL_OPTIONAL = (
     "`make optional`, or without make `pip install -c requirements.txt -r requirements-optional.txt`"
 )

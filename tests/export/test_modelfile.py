@@ -1,5 +1,6 @@
 """A chat template becomes an Ollama Modelfile whose conversations render as Jinja renders them, or is refused."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 from toolkit.data.template import ChatTemplate, read_template
 from toolkit.errors import UserError
-from toolkit.export.modelfile import pieces, write
+from toolkit.export.modelfile import adds_bos, pieces, write
 
 SHIPPED = sorted((ROOT / "recipes" / "templates").glob("*.jinja"))
 REAL = ROOT.parent / "shared" / "data" / "templates"
@@ -122,3 +123,13 @@ def test_the_bos_token_stays_where_the_runtime_adds_none() -> None:
 def test_what_cannot_be_said_is_refused(source: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         write(ChatTemplate(source), False, "m.gguf", ["<end>"])
+
+
+def test_a_tokenizer_that_writes_bos_itself_is_told_from_one_that_does_not(tmp_path: Path) -> None:
+    base = ROOT / "recipes" / "tiny" / "base"
+    assert adds_bos(base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((base / name).read_text())
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    assert not adds_bos(tmp_path)

@@ -7,8 +7,12 @@ render. A template that cannot be said this way is refused with its reason.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from toolkit.data.template import ChatTemplate, TemplateRefused
 from toolkit.data.turns import Messages
@@ -102,6 +106,14 @@ def write(template: ChatTemplate, adds_bos: bool, gguf: str, ends: Sequence[str]
         notes.append("# The template writes today's date; here it is the date of training's renders.")
     stops = [f'PARAMETER stop "{_quoted(end)}"' for end in dict.fromkeys(ends)]
     return "\n".join([*notes, f"FROM ./{gguf}", f'TEMPLATE """{go}"""', *stops]) + "\n"
+
+
+def adds_bos(folder: Path) -> bool:
+    """Whether the tokenizer in `folder` puts BOS in front by itself, as llama.cpp then does too."""
+    bos = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("bos_token")
+    return (
+        bos is not None and Tokenizer.from_file(str(folder / "tokenizer.json")).encode("x").tokens[0] == bos
+    )
 
 
 def _system(render, user_before: str) -> tuple[str, str] | None:  # type: ignore[no-untyped-def]

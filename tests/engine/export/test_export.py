@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from tests.engine.conftest import Stage, as_written, tiny
-from toolkit.engine.export import export, merge, parity
+from toolkit.engine.export import export, gguf, merge, parity
 from toolkit.errors import UserError
 from toolkit.export import artefact
 from toolkit.records.marks import ExportMark
@@ -45,7 +45,8 @@ def wanted(runs: Path, out: Path, kind: str, **options: Any) -> artefact.Wanted:
     parser.add_argument("--runs", type=Path)
     artefact.add_options(parser)
     words = ["--runs", str(runs), "--stage", "sft", "--format", kind, "--out", str(out)]
-    words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    for key, value in options.items():
+        words += [f"--{key.replace('_', '-')}", *([value] if value is not None else [])]
     return artefact.wanted(tiny(*FEWER), parser.parse_args(words))
 
 
@@ -283,6 +284,59 @@ def test_wrong_options_are_said_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(UserError, match=said):
         wanted(runs, tmp_path / "out", kind, **options)
+
+
+CONVERTER = """
+import sys
+from pathlib import Path
+model = Path(sys.argv[1])
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {file.name for file in model.iterdir()}
+Path(options["--outfile"]).write_text(options["--outtype"])
+"""
+
+
+@pytest.fixture
+def llama_cpp(tmp_path: Path) -> Path:
+    """A folder with a stand-in for llama.cpp's converter, which tells what it was given."""
+    folder = tmp_path / "llama.cpp"
+    folder.mkdir()
+    (folder / gguf.CONVERTER).write_text(CONVERTER)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gguf", "ollama"])
+def test_the_llama_cpp_that_is_named_converts_the_merged_model(
+    kind: str, llama_cpp: Path, runs: Path, tmp_path: Path
+) -> None:
+    asked = wanted(runs, tmp_path / "out", kind, quant="f16", llama_cpp=str(llama_cpp), no_verify=None)
+    export.run(asked, Console(quiet=True))
+    assert (asked.folder / "tiny-sft-f16.gguf").read_text() == "f16"
+    files = {"tiny-sft-f16.gguf", "README.md", MARK, *(["Modelfile"] if kind == "ollama" else [])}
+    assert {file.name for file in asked.folder.iterdir()} == files, "the merged weights are gone again"
+
+
+def test_what_the_converter_refuses_is_said_in_its_words(llama_cpp: Path, runs: Path, tmp_path: Path) -> None:
+    (llama_cpp / gguf.CONVERTER).write_text("raise SystemExit('BPE pre-tokenizer was not recognized')")
+    asked = wanted(runs, tmp_path / "out", "gguf", quant="f16", llama_cpp=str(llama_cpp), no_verify=None)
+    with pytest.raises(
+        UserError, match=r"convert_hf_to_gguf.py failed: BPE pre-tokenizer was not recognized"
+    ):
+        export.run(asked, Console(quiet=True))
+    assert not asked.folder.exists() and not asked.temporary.exists()
+
+
+def test_without_llama_cpp_it_is_said_how_to_get_it_before_anything_is_made(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in artefact.LLAMA_CPP_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"git clone .*llama\.cpp.*--llama-cpp"):
+        export.run(wanted(runs, tmp_path / "out", "gguf", no_verify=None), Console(quiet=True))
+    (tmp_path / "empty").mkdir()
+    asked = wanted(runs, tmp_path / "out", "gguf", llama_cpp=str(tmp_path / "empty"), no_verify=None)
+    with pytest.raises(UserError, match=r"empty has no convert_hf_to_gguf\.py"):
+        export.run(asked, Console(quiet=True))
 
 
 def test_a_pickle_beside_the_adapter_is_refused(sft: Stage, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from toolkit import hardware
 from toolkit.console.screen import bar
 from toolkit.data.template import ChatTemplate
 from toolkit.engine.base import hub, model
-from toolkit.engine.export import gguf, llama_gguf, merge, parity
+from toolkit.engine.export import gguf, merge, parity
 from toolkit.errors import UserError
 from toolkit.export import model_card, modelfile
 from toolkit.export.artefact import PARITY, RUNS_CODE, Wanted
@@ -121,7 +121,7 @@ def _modelfile(wanted: Wanted) -> str:
     bos, eos = tokenizer.get("bos_token"), tokenizer["eos_token"]
     template = ChatTemplate((source / "chat_template.jinja").read_text(encoding="utf-8"), bos, eos)
     ends = [wanted.recipe.template.end_of_turn, eos]
-    return modelfile.write(template, llama_gguf.adds_bos(source), gguf.target(wanted).name, ends)
+    return modelfile.write(template, modelfile.adds_bos(source), gguf.target(wanted).name, ends)
 
 
 def say(wanted: Wanted, measured: Parity | None, console: Console) -> None:

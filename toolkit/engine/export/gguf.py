@@ -1,4 +1,4 @@
-"""16-bit weights -> GGUF, with what the user has: llama.cpp's own converter, or the `gguf` package for plain Llamas.
+"""16-bit weights -> GGUF with the user's own llama.cpp: its converter, its quantisation.
 
 Nothing is installed, cloned or compiled here, and Unsloth's `save_pretrained_gguf`, which does all three unattended, is
 never called.
@@ -15,19 +15,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from toolkit.engine.export import llama_gguf
-from toolkit.errors import INSTALL_OPTIONAL, UserError
+from toolkit.errors import UserError
 from toolkit.export.artefact import QUANTS, Wanted
 from toolkit.records.parity import Tolerance
 
 CONVERTER = "convert_hf_to_gguf.py"
 WHOLE = ("f16", "bf16")  # not quantised
-# Against the 16-bit base with the adapter beside it. Measured on the tiny recipe after DPO, on a CPU (maximum, mean;
-# all greedy tokens were equal); a small model suffers more from coarse weights than a large one.
-_NEAR = Tolerance(0.3, 0.03, 0.95, "16-bit weights in llama.cpp's kernels; measured 0.015 and 0.0025")
-_EIGHT = Tolerance(1.0, 0.12, 0.9, "8 bits a weight; measured 0.23 and 0.029")
-_SIX = Tolerance(3.0, 0.3, 0.85, "5 and 6 bits a weight; between the measured 8 and 4")
-_FOUR = Tolerance(4.0, 0.4, 0.8, "4 bits a weight; measured 0.97 and 0.072")
+LACKS = (
+    "if that is a missing sentencepiece: `pip install sentencepiece`; all of llama.cpp's own requirements.txt would "
+    "replace torch and transformers here"
+)
+# Against the 16-bit base with the adapter beside it, in nats. Estimates: none was measured with llama.cpp's converter.
+_NEAR = Tolerance(0.3, 0.03, 0.95, "16-bit weights in llama.cpp's kernels; not measured")
+_EIGHT = Tolerance(1.0, 0.12, 0.9, "8 bits a weight; not measured")
+_SIX = Tolerance(3.0, 0.3, 0.85, "5 and 6 bits a weight; not measured")
+_FOUR = Tolerance(4.0, 0.4, 0.8, "4 bits a weight; not measured")
 _LESS = Tolerance(8.0, 1.2, 0.6, "2 and 3 bits a weight; not measured")
 BITS = {"8": _EIGHT, "6": _SIX, "5": _SIX, "4": _FOUR, "3": _LESS, "2": _LESS}
 TOLERANCES = {name: _NEAR if name in WHOLE else BITS[name[1]] for name in QUANTS}
@@ -45,25 +47,23 @@ UNQUANTISED = {
 
 @dataclass(frozen=True)
 class Tools:
-    """What converts and quantises here. `converter` None: the `gguf` package; `quantise` None: the binding."""
+    """What converts and quantises here. `quantise` None: the binding."""
 
-    converter: Path | None
+    converter: Path
     quantise: Path | None
 
 
 def tools(wanted: Wanted) -> Tools:
     """What this machine has for the export. Raises UserError naming everything that is missing and how to get it."""
     folder, problems = wanted.llama_cpp, []
-    converter = folder / CONVERTER if folder and (folder / CONVERTER).is_file() else None
-    if folder and converter is None:
-        problems.append(f"{folder} has no {CONVERTER}: name the folder of a llama.cpp checkout")
-    if folder is None and importlib.util.find_spec("gguf") is None:
+    if folder is None:
         problems.append(
-            "nothing here converts to GGUF: get llama.cpp (`git clone https://github.com/ggml-org/llama.cpp`) and "
-            "name its folder with --llama-cpp or LLAMA_CPP_PATH; for a Llama the package gguf is enough: "
-            f"{INSTALL_OPTIONAL}"
+            "nothing here converts to GGUF: get llama.cpp (`git clone --depth 1 "
+            "https://github.com/ggml-org/llama.cpp`) and name its folder with --llama-cpp or LLAMA_CPP_PATH"
         )
-    binary = _binary(folder) if folder else None
+    elif not (folder / CONVERTER).is_file():
+        problems.append(f"{folder} has no {CONVERTER}: name the folder of a llama.cpp checkout")
+    binary = _binary(folder)
     binding = importlib.util.find_spec("llama_cpp") is not None
     if wanted.quant not in WHOLE and not (binary or binding):
         problems.append(
@@ -74,9 +74,9 @@ def tools(wanted: Wanted) -> Tools:
         problems.append(
             "nothing here loads a GGUF to check it: `pip install llama-cpp-python`, or take --no-verify"
         )
-    if problems:
+    if problems or folder is None:
         raise UserError(*problems)
-    return Tools(converter, binary)
+    return Tools(folder / CONVERTER, binary)
 
 
 def target(wanted: Wanted) -> Path:
@@ -87,24 +87,9 @@ def make(wanted: Wanted, merged: Path, tools: Tools, console: Console) -> Path:
     """The GGUF of a merged model, beside the folder that holds it. Raises UserError with the tools' own last words."""
     file, first = target(wanted), wanted.quant if wanted.quant in WHOLE else "bf16"
     whole = file.with_name(f"whole-{first}.gguf") if first != wanted.quant else file
-    if tools.converter:
-        console.print(f"[dim]converting with {tools.converter}[/]")
-        command = [
-            sys.executable,
-            str(tools.converter),
-            str(merged),
-            "--outfile",
-            str(whole),
-            "--outtype",
-            first,
-        ]
-        _run(
-            command,
-            "its converter needs the packages of its own requirements.txt; without --llama-cpp, the gguf package "
-            "converts plain Llamas",
-        )
-    else:
-        llama_gguf.convert(wanted, merged, whole, str(first), console)
+    console.print(f"[dim]converting with {tools.converter}[/]")
+    converter = [sys.executable, str(tools.converter), str(merged)]
+    _run([*converter, "--outfile", str(whole), "--outtype", str(first)], LACKS)
     if wanted.quant not in WHOLE:
         console.print(f"[dim]quantising to {wanted.quant}[/]")
         if tools.quantise:
@@ -115,9 +100,9 @@ def make(wanted: Wanted, merged: Path, tools: Tools, console: Console) -> Path:
     return file
 
 
-def _binary(folder: Path) -> Path | None:
+def _binary(folder: Path | None) -> Path | None:
     """The user's llama-quantize: where llama.cpp's own build puts it, or on the PATH."""
-    places = [folder / place / "llama-quantize" for place in ("", "build/bin", "bin")]
+    places = [folder / place / "llama-quantize" for place in ("", "build/bin", "bin")] if folder else []
     found = next((place for place in places if place.is_file()), None) or shutil.which("llama-quantize")
     return Path(found) if found else None
 
