@@ -9,7 +9,7 @@
 Writes runs/<recipe>/compare/: comparison.html, comparison.md, comparison.jsonl, report.json. --chat writes nothing.
 """
 
-from toolkit import cli, hardware
+from toolkit import cli, hardware, process
 from toolkit.compare import candidates
 from toolkit.console.screen import Screen
 from toolkit.data.prompts import read_prompts
@@ -31,7 +31,7 @@ def main() -> None:
     run = RunDir(arguments.runs, recipe.name, "compare")
     prompts = read_prompts(recipe, arguments.prompts)
     models = candidates.choose(recipe, run, arguments.models)
-    cli.prepare(recipe, hardware.here(), console)
+    process.prepare(recipe, hardware.here(), console)
     with cli.importing(console):
         from toolkit.engine.inference import (  # they import torch: only once there is something to run
             chat,

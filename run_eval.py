@@ -8,7 +8,7 @@
 Writes runs/<recipe>/eval/report.json.
 """
 
-from toolkit import cli, hardware
+from toolkit import cli, hardware, process
 from toolkit.console.screen import Screen
 from toolkit.evaluation import scope
 from toolkit.recipe.load import load
@@ -22,7 +22,7 @@ def main() -> None:
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
     run = RunDir(arguments.runs, recipe.name, "eval")
     chosen = scope.choose(recipe, run, arguments)
-    cli.prepare(recipe, hardware.here(), console)
+    process.prepare(recipe, hardware.here(), console)
     with cli.importing(console):
         from toolkit.engine.inference import evaluate  # imports torch: only once there is something to run
 

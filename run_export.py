@@ -8,7 +8,7 @@
 Writes runs/<recipe>/export/<stage>-<format>/. With the same export already there, only --push does something.
 """
 
-from toolkit import cli, hardware
+from toolkit import cli, hardware, process
 from toolkit.console.screen import Screen
 from toolkit.export import artefact, push
 from toolkit.recipe.load import load
@@ -23,7 +23,7 @@ def main() -> None:
     if wanted.is_made():
         console.print(f"{wanted.folder} is this export already")
     else:
-        cli.prepare(recipe, hardware.here(), console)
+        process.prepare(recipe, hardware.here(), console)
         with cli.importing(console):
             from toolkit.engine.export import export  # imports torch: only once there is something to make
 

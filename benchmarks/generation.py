@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
-from toolkit import cli, hardware  # noqa: E402
+from toolkit import hardware, process  # noqa: E402
 from toolkit.compare import candidates  # noqa: E402
 from toolkit.data.prompts import as_messages  # noqa: E402
 from toolkit.recipe.load import load  # noqa: E402
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe, console = load("tiny"), Console(highlight=False)
     models = candidates.choose(recipe, RunDir(arguments.runs, "tiny", "compare"), None)
-    cli.prepare(recipe, hardware.here(), console)
+    process.prepare(recipe, hardware.here(), console)
     from toolkit.engine.base import model
     from toolkit.engine.inference import generate
 

@@ -14,6 +14,7 @@ ORDER = [
     *("errors", "redaction", "files", "hardware", "env"),
     *(
         "recipe",
+        "process",
         "records",
         "data",
         "memory",

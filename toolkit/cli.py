@@ -1,9 +1,8 @@
-"""The scripts' command line: options, the plan on screen, and user errors as one message with exit code 2."""
+"""The scripts' command line: options, what they ask for, and user errors as one message with exit code 2."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import signal
 import sys
@@ -12,21 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 
-from toolkit import env, hardware
+from toolkit import env, hardware, process
+from toolkit.console.plan_view import show_plan
 from toolkit.console.screen import Screen, bar
 from toolkit.data import sets
 from toolkit.errors import Interrupted, UserError
-from toolkit.memory.plan import Plan, keeping, plan_stage
+from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
-from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.records.run_report import RunReport
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
-from toolkit.training import trackers
 from toolkit.training.job import Job
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -56,11 +53,8 @@ def options(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def start(stage: str, doc: str) -> Job | None:
-    """Reads the recipe, plans the stage and prepares the process; None when there is nothing (more) to run.
-
-    Raises UserError for everything that can be known before torch is imported.
-    """
+def stage_options(doc: str) -> argparse.ArgumentParser:
+    """Those that a training stage has beside them."""
     parser = options(doc)
     parser.add_argument("--plan", action="store_true", help="show what would run, on what, and stop")
     parser.add_argument("--json", action="store_true", help="with --plan: as JSON")
@@ -79,51 +73,7 @@ def start(stage: str, doc: str) -> Job | None:
     parser.add_argument(
         "--if-present", action="store_true", help="do nothing when the recipe lacks this stage"
     )
-    arguments = parser.parse_args()
-    console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
-    recipe = load(arguments.recipe, tuple(arguments.set))
-    if arguments.if_present and getattr(recipe, stage) is None:
-        console.print(f"recipe {recipe.name} has no {stage} stage: nothing to do")
-        return None
-    recipe.section(stage)
-    if arguments.preview:
-        preview(recipe, stage, arguments.preview, RunDir(arguments.runs, recipe.name, stage), console)
-        return None
-    machine = hardware.here()
-    named = arguments.gpu or (recipe.gpu if arguments.plan and machine.card is None else None)
-    card = hardware.card(named) if named else machine.card
-    run = RunDir(arguments.runs, recipe.name, stage)
-    kept = {} if arguments.fresh or arguments.gpu else run.settings()
-    plan = plan_stage(keeping(recipe, kept), stage, card, machine.ram_gib)
-    if kept and not plan.fits:
-        fix = "--fresh: begins again with settings that fit; those of the unfinished run here are kept otherwise"
-        plan = dataclasses.replace(plan, fixes=(fix,))
-    if arguments.plan:
-        print(json.dumps(plan.to_dict(), indent=2)) if arguments.json else show_plan(
-            recipe, stage, plan, console
-        )
-        if not plan.fits:
-            raise UserError(does_not_fit(recipe, plan))
-        return None
-    if not arguments.fresh and run.is_finished(recipe.trajectory(stage)):
-        console.print(
-            f"{stage} of {recipe.name} is finished: {run.adapter}; --fresh moves it aside and starts again"
-        )
-        return None
-    run.starting_adapter(recipe.starts_from(stage))  # a missing one is said before torch is loaded
-    prepare(recipe, machine, console, plan)
-    show_plan(recipe, stage, plan, console)
-    return Job(recipe, plan, run, console, arguments.fresh)
-
-
-def preview(recipe: Recipe, stage: str, num: int, run: RunDir, console: Console) -> None:
-    """Shows rows as they will be trained: loads the tokenizer, not the model, and leaves a GPU alone."""
-    if problems := sets.problems(recipe, recipe.section(stage), stages.of(stage).row_kind):
-        raise UserError(*problems)
-    env.prepare(recipe.memory.alloc_conf, use_gpu=False)
-    from toolkit.engine.data import examples  # transformers brings torch along: only once it is asked for
-
-    examples.run(recipe, stages.of(stage), num, run, console)
+    return parser
 
 
 def _positive(text: str) -> int:
@@ -132,27 +82,64 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def prepare(recipe: Recipe, machine: hardware.Hardware, console: Console, plan: Plan | None = None) -> None:
-    """Checks the machine, sets the process environment and says whose allocator setting holds.
+def start(stage: str, doc: str) -> Job | None:
+    """What the options ask for short of training; None when that is all, or when there is nothing (more) to run.
 
-    Raises UserError with whatever is wrong with the machine, and with the plan or the sets of a stage.
+    Raises UserError for everything that can be known before torch is imported.
     """
-    problems = hardware.check(recipe.gpu, machine, hardware.torch_build())
-    if plan and not plan.fits:
-        problems.append(does_not_fit(recipe, plan))
-    if plan:
-        section = recipe.section(plan.stage)
-        problems += sets.problems(recipe, section, stages.of(plan.stage).row_kind)
-        problems += trackers.problems(plan.stage, section.report_to)
-    if problems:
-        raise UserError(*problems)
-    loss_chunk_gib = plan.settings.loss_chunk_gib if plan else None
-    environment = env.prepare(recipe.memory.alloc_conf, machine.card is not None, loss_chunk_gib)
-    if environment.alloc_source != "recipe":
+    arguments = stage_options(doc).parse_args()
+    console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
+    recipe = load(arguments.recipe, tuple(arguments.set))
+    if arguments.if_present and getattr(recipe, stage) is None:
+        console.print(f"recipe {recipe.name} has no {stage} stage: nothing to do")
+        return None
+    recipe.section(stage)  # raises when there is none
+    run = RunDir(arguments.runs, recipe.name, stage)
+    if arguments.preview:
+        _preview(recipe, run, arguments.preview, console)
+        return None
+    machine = hardware.here()
+    job = Job(recipe, _plan(recipe, run, machine, arguments), run, console, arguments.fresh)
+    if arguments.plan:
+        _show(job, arguments.json)
+        return None
+    if job.is_finished():
         console.print(
-            f"[yellow]allocator: {environment.alloc_conf} from the exported {environment.alloc_source} "
-            f"wins over the recipe's {recipe.memory.alloc_conf}[/]"
+            f"{stage} of {recipe.name} is finished: {run.adapter}; --fresh moves it aside and starts again"
         )
+        return None
+    run.starting_adapter(job.starts_from)  # a missing one is said before torch is loaded
+    process.prepare(recipe, machine, console, job.problems(), job.plan.settings.loss_chunk_gib)
+    show_plan(recipe, job.plan, console)
+    return job
+
+
+def _preview(recipe: Recipe, run: RunDir, num: int, console: Console) -> None:
+    """Shows rows as they will be trained: loads the tokenizer, not the model, and leaves a GPU alone."""
+    stage = stages.of(run.stage)
+    if problems := sets.problems(recipe, recipe.section(stage.name), stage.row_kind):
+        raise UserError(*problems)
+    env.prepare(recipe.memory.alloc_conf, use_gpu=False)
+    from toolkit.engine.data import examples  # transformers brings torch along: only once it is asked for
+
+    examples.run(recipe, stage, num, run, console)
+
+
+def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: argparse.Namespace) -> Plan:
+    """For the card that is named, the one here, or, only to be shown, the one that the recipe is made for."""
+    named = arguments.gpu or (recipe.gpu if arguments.plan and machine.card is None else None)
+    card = hardware.card(named) if named else machine.card
+    kept = {} if arguments.fresh or arguments.gpu else run.settings()
+    return plan_stage(recipe, run.stage, card, machine.ram_gib, kept)
+
+
+def _show(job: Job, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(job.plan.to_dict(), indent=2))
+    else:
+        show_plan(job.recipe, job.plan, job.console)
+    if problem := job.plan.problem(job.recipe.name):
+        raise UserError(problem)
 
 
 @contextmanager
@@ -160,58 +147,6 @@ def importing(console: Console) -> Iterator[None]:
     """Shows that the libraries are being loaded; it takes seconds, on a cold disk a minute."""
     with bar(console, "loading PyTorch and Unsloth", None):
         yield
-
-
-def does_not_fit(recipe: Recipe, plan: Plan) -> str:
-    fixes = " ".join(f"({number}) {fix}" for number, fix in enumerate(plan.fixes, 1))
-    return (
-        f"{plan.stage} of {recipe.name} does not fit: predicted peak {plan.peak_gib:.1f} GiB, "
-        f"budget {plan.budget_gib:.1f} GiB on {plan.card}. {fixes}"
-    )
-
-
-def show_plan(recipe: Recipe, stage: str, plan: Plan, console: Console) -> None:
-    """What would run, on what, with which settings; predicted memory item by item."""
-    section, settings = recipe.section(stage), plan.settings
-    micro, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    batch, what = f"{micro} x {accumulated} = {micro * accumulated}", stages.of(stage).rows_are_called
-    beta = f", beta {section.beta:g}" if isinstance(section, Dpo) else ""
-    facts = Table.grid(padding=(0, 2))
-    for label, value in (
-        ("model", f"{recipe.model.path}{' in 4-bit NF4' if recipe.model.load_in_4bit else ''}"),
-        ("data", ", ".join(source.path for source in section.datasets)),
-        ("on", plan.card),
-        ("batch", f"{batch} {what} of at most {section.max_length} tokens"),
-        ("optimizer", f"{section.optim}, lr {section.learning_rate:g} {section.lr_scheduler_type}{beta}"),
-        (
-            "length",
-            f"{section.max_steps} steps" if section.max_steps else f"{section.num_train_epochs:g} epochs",
-        ),
-        (
-            "recompute",
-            f"{settings.recompute_layers} of {recipe.model.architecture.num_hidden_layers} layers",
-        ),
-    ):
-        facts.add_row(f"[dim]{label}[/]", value)
-    console.print(Panel(facts, title=f"{stage} · {recipe.name}", title_align="left", expand=False))
-    table = Table(title="predicted memory, GiB", title_justify="left", box=None, padding=(0, 2))
-    table.add_column("item")
-    table.add_column("GiB", justify="right")
-    for item, gib in plan.items_gib.items():
-        if gib >= 0.005:
-            table.add_row(item.replace("_", " "), f"{gib:.2f}")
-    table.add_row("[bold]peak[/]", f"[bold]{plan.peak_gib:.2f}[/]")
-    table.add_row("budget", f"{plan.budget_gib:.2f}")
-    console.print(table)
-    console.print(
-        f"[dim]longest max_length that fits: {plan.largest_max_length:,}; "
-        f"{plan.tokens_per_step:,} tokens a step, {plan.flops_per_token / 1e9:.3g} GFLOP a token[/]"
-    )
-    if plan.floor_seconds_per_1000_steps:
-        console.print(
-            f"[dim]floor of the time, at the card's full rate: {plan.floor_seconds_per_1000_steps / 60:,.0f} min "
-            "for 1,000 steps of full rows; no run is faster[/]"
-        )
 
 
 def finish(report: RunReport, job: Job) -> None:

@@ -17,7 +17,8 @@ from toolkit.errors import UserError
 from toolkit.hardware import CARDS, GIB, Card
 from toolkit.memory import terms
 from toolkit.memory.phases import Phases
-from toolkit.memory.plan import ITEMS, LARGER_LOSS_CHUNKS_GIB, LONGEST, LOSS_CHUNKS_GIB, Settings, plan_stage
+from toolkit.memory.plan import ITEMS, Settings, plan_stage
+from toolkit.memory.search import LARGER_LOSS_CHUNKS_GIB, LONGEST, LOSS_CHUNKS_GIB
 from toolkit.recipe.load import load, names
 from toolkit.recipe.schema import Architecture, Lora, Recipe
 

@@ -6,28 +6,23 @@ answers in milliseconds.
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit.hardware import CARDS, GIB, Card
 from toolkit.memory import terms
 from toolkit.memory.phases import Phases, Settings
+from toolkit.memory.search import Search, largest_max_length
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe
 
-__all__ = ["Plan", "Settings", "keeping", "plan_stage"]
+__all__ = ["Plan", "Settings", "plan_stage"]
 
-# Past about 2,048 tokens a larger micro-batch buys almost nothing (dequantisation is 6% of a step there: computed).
-ENOUGH_TOKENS = 4096
-# What auto takes for the loss: begins with the first, falls back on the smaller ones only where nothing else
-# fits, and grows into what is left over. Unsloth's own default is min(free / 2, 4 GB).
-LOSS_CHUNKS_GIB = (0.5, 0.25, 0.125)
-LARGER_LOSS_CHUNKS_GIB = (1.0, 2.0, 4.0)
-LONGEST = 2**20  # tokens: where the search for the largest max_length ends
 NUM_FIXES = 3
+BEGIN_AGAIN = (
+    "--fresh: begins again with settings that fit; those of the unfinished run here are kept otherwise"
+)
 
 # Every plan has these items, in this order.
 ITEMS = (
@@ -83,17 +78,38 @@ class Plan:
         """Ready for JSON; the keys are the fields."""
         return asdict(self) | {"fixes": list(self.fixes)}
 
+    def problem(self, recipe_name: str) -> str | None:
+        """That it does not fit, with the fixes; None when it does."""
+        if self.fits:
+            return None
+        fixes = " ".join(f"({number}) {fix}" for number, fix in enumerate(self.fixes, 1))
+        return (
+            f"{self.stage} of {recipe_name} does not fit: predicted peak {self.peak_gib:.1f} GiB, "
+            f"budget {self.budget_gib:.1f} GiB on {self.card}. {fixes}"
+        )
 
-def plan_stage(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan:
+
+def plan_stage(
+    recipe: Recipe, stage: str, card: Card | None, ram_gib: float, kept: Mapping[str, Any] | None = None
+) -> Plan:
     """Plans `stage` for `card`, or for a CPU with `ram_gib` of RAM when it is None.
 
-    `auto` in the recipe's `memory` is spent where it buys most time: tokens per micro-batch up to about
-    4,096, then fewer recomputed layers, then a larger loss chunk. Raises UserError when the recipe lacks the
-    stage.
+    `auto` in the recipe's `memory` is spent where it buys most time (see `search`), but for what is `kept`: fields of
+    `memory` as an earlier plan chose them for a run that is unfinished. Another choice, on a card with other memory,
+    would give other sums and other bits. Raises UserError when the recipe lacks the stage.
     """
+    if not kept:
+        return _plan(recipe, stage, card, ram_gib)
+    left_open = {name: value for name, value in kept.items() if getattr(recipe.memory, name) == "auto"}
+    recipe = _with(recipe, "memory", recipe.memory.model_copy(update=left_open))
+    plan = _plan(recipe, stage, card, ram_gib)
+    return plan if plan.fits else replace(plan, fixes=(BEGIN_AGAIN,))
+
+
+def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan:
     section, architecture = recipe.section(stage), recipe.model.architecture
     room, phases = _Room.of(recipe, card, ram_gib), Phases(recipe, stage, on_gpu=card is not None)
-    settings = _choose(recipe, stage, phases, room.budget)
+    settings = Search.of(recipe, stage, phases, room.budget, section.max_length).settings()
     phases_gib: dict[str, float] = {}
     peak, at_peak = 0.0, {}
     for name, items in phases.worst(settings, section.max_length):
@@ -102,7 +118,7 @@ def plan_stage(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) ->
         if held > peak:
             peak, at_peak = held, items
     at_peak = at_peak | {"context": room.context, "reserve": room.reserve}
-    largest = _largest_max_length(recipe, stage, phases, room.budget)
+    largest = largest_max_length(recipe, stage, phases, room.budget)
     tokens = section.effective_batch_size * stages.of(stage).sequences_per_row * section.max_length
     seconds = _step_seconds(recipe, card, settings, tokens) if card else None
     return Plan(
@@ -123,15 +139,6 @@ def plan_stage(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) ->
     )
 
 
-def keeping(recipe: Recipe, chosen: dict[str, Any]) -> Recipe:
-    """The recipe with what it leaves to the plan as an earlier plan chose it: an unfinished run keeps its settings.
-
-    Another choice, on a card with other memory, would give other sums and other bits.
-    """
-    left_open = {name: value for name, value in chosen.items() if getattr(recipe.memory, name) == "auto"}
-    return _with(recipe, "memory", recipe.memory.model_copy(update=left_open))  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True)
 class _Room:
     """Bytes of the card (or the RAM): what a run may allocate, the context, and what is kept in reserve."""
@@ -149,72 +156,6 @@ class _Room:
         pinned = recipe.memory.budget_gib
         budget = auto if pinned == "auto" else min(pinned * GIB, usable)
         return cls(budget, context, usable - budget)
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """What the recipe leaves to the plan, in the order of preference; a pinned value is the only one."""
-
-    batches: list[int]
-    layers: range  # that recompute, fewest first
-    chunks: list[float]
-
-    @classmethod
-    def of(cls, recipe: Recipe, stage: str, max_length: int) -> _Choices:
-        memory, effective = recipe.memory, recipe.section(stage).effective_batch_size
-        num_layers = recipe.model.architecture.num_hidden_layers
-        most = min(effective, max(1, ENOUGH_TOKENS // (stages.of(stage).sequences_per_row * max_length)))
-        divisors = [size for size in range(most, 0, -1) if effective % size == 0]
-        micro, chunk = memory.per_device_train_batch_size, memory.loss_chunk_gib
-        layers = memory.recompute_layers
-        if layers in ("all", "none"):
-            layers = num_layers if layers == "all" else 0
-        return cls(
-            batches=divisors if micro == "auto" else [micro],
-            layers=range(num_layers + 1) if isinstance(layers, str) else range(layers, layers + 1),
-            chunks=list(LOSS_CHUNKS_GIB) if chunk == "auto" else [chunk],
-        )
-
-
-def _choose(recipe: Recipe, stage: str, phases: Phases, budget: float) -> Settings:
-    """The first settings that fit, or the most frugal ones when none do."""
-    effective, max_length = recipe.section(stage).effective_batch_size, recipe.section(stage).max_length
-    choices = _Choices.of(recipe, stage, max_length)
-
-    def settings(micro: int, layers: int, chunk: float) -> Settings:
-        return Settings(micro, effective // micro, layers, chunk)
-
-    def fits(micro: int, layers: int, chunk: float) -> bool:
-        return phases.peak(settings(micro, layers, chunk), max_length) <= budget
-
-    def pieces(chunk: float) -> int:
-        return phases.pieces(micro, chunk, max_length)
-
-    for micro, chunk in itertools.product(choices.batches, choices.chunks):
-        if fits(micro, choices.layers[-1], chunk):
-            break
-    else:
-        return settings(choices.batches[-1], choices.layers[-1], choices.chunks[-1])
-    layers = choices.layers[bisect.bisect_left(choices.layers, True, key=lambda n: fits(micro, n, chunk))]
-    if recipe.memory.loss_chunk_gib == "auto":
-        for larger in LARGER_LOSS_CHUNKS_GIB:
-            fewer = pieces(larger) < pieces(chunk)
-            chunk = larger if fewer and fits(micro, layers, larger) else chunk
-    return settings(micro, layers, chunk)
-
-
-def _largest_max_length(recipe: Recipe, stage: str, phases: Phases, budget: float) -> int:
-    effective = recipe.section(stage).effective_batch_size
-
-    def too_long(max_length: int) -> bool:
-        choices = _Choices.of(recipe, stage, max_length)
-        layers, chunk = choices.layers[-1], choices.chunks[-1]
-        # A batch without accumulation has no copy of gradients, so the smallest is not always the most frugal.
-        frugal = [Settings(micro, effective // micro, layers, chunk) for micro in choices.batches]
-        return all(phases.peak(settings, max_length) > budget for settings in frugal)
-
-    # The range begins at 1, so the index of the first that is too long is the length before it.
-    return bisect.bisect_left(range(1, LONGEST + 1), True, key=too_long)
 
 
 def _step_seconds(recipe: Recipe, card: Card, settings: Settings, tokens: int) -> float | None:
@@ -275,7 +216,9 @@ def _changes(recipe: Recipe, stage: str, on_gpu: bool, largest: int) -> Iterator
 
 def _peak_and_budget(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> tuple[float, float]:
     budget, phases = _Room.of(recipe, card, ram_gib).budget, Phases(recipe, stage, on_gpu=card is not None)
-    return phases.peak(_choose(recipe, stage, phases, budget), recipe.section(stage).max_length), budget
+    max_length = recipe.section(stage).max_length
+    settings = Search.of(recipe, stage, phases, budget, max_length).settings()
+    return phases.peak(settings, max_length), budget
 
 
 def _figure(peak: float, budget: float) -> str:

@@ -1,0 +1,62 @@
+"""A plan on the screen: what would run, on what, with which settings; predicted memory item by item."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from toolkit.memory.plan import Plan
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Dpo, Recipe
+
+SHOWN_GIB = 0.005  # what is less would read 0.00
+
+
+def show_plan(recipe: Recipe, plan: Plan, console: Console) -> None:
+    console.print(
+        Panel(_facts(recipe, plan), title=f"{plan.stage} · {recipe.name}", title_align="left", expand=False)
+    )
+    console.print(_memory(plan))
+    console.print(
+        f"[dim]longest max_length that fits: {plan.largest_max_length:,}; "
+        f"{plan.tokens_per_step:,} tokens a step, {plan.flops_per_token / 1e9:.3g} GFLOP a token[/]"
+    )
+    if plan.floor_seconds_per_1000_steps:
+        console.print(
+            f"[dim]floor of the time, at the card's full rate: {plan.floor_seconds_per_1000_steps / 60:,.0f} min "
+            "for 1,000 steps of full rows; no run is faster[/]"
+        )
+
+
+def _facts(recipe: Recipe, plan: Plan) -> Table:
+    section, settings = recipe.section(plan.stage), plan.settings
+    micro, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    rows = f"{micro} x {accumulated} = {micro * accumulated} {stages.of(plan.stage).rows_are_called}"
+    beta = f", beta {section.beta:g}" if isinstance(section, Dpo) else ""
+    length = f"{section.max_steps} steps" if section.max_steps else f"{section.num_train_epochs:g} epochs"
+    num_layers = recipe.model.architecture.num_hidden_layers
+    facts = Table.grid(padding=(0, 2))
+    for label, value in (
+        ("model", f"{recipe.model.path}{' in 4-bit NF4' if recipe.model.load_in_4bit else ''}"),
+        ("data", ", ".join(source.path for source in section.datasets)),
+        ("on", plan.card),
+        ("batch", f"{rows} of at most {section.max_length} tokens"),
+        ("optimizer", f"{section.optim}, lr {section.learning_rate:g} {section.lr_scheduler_type}{beta}"),
+        ("length", length),
+        ("recompute", f"{settings.recompute_layers} of {num_layers} layers"),
+    ):
+        facts.add_row(f"[dim]{label}[/]", value)
+    return facts
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table(title="predicted memory, GiB", title_justify="left", box=None, padding=(0, 2))
+    table.add_column("item")
+    table.add_column("GiB", justify="right")
+    for item, gib in plan.items_gib.items():
+        if gib >= SHOWN_GIB:
+            table.add_row(item.replace("_", " "), f"{gib:.2f}")
+    table.add_row("[bold]peak[/]", f"[bold]{plan.peak_gib:.2f}[/]")
+    table.add_row("budget", f"{plan.budget_gib:.2f}")
+    return table

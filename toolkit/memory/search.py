@@ -1,0 +1,106 @@
+"""Which settings fit into a budget: tokens per micro-batch first, then fewer recomputed layers, then a larger chunk."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, replace
+
+from toolkit.memory.phases import Phases, Settings
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Recipe
+
+# Past about 2,048 tokens a larger micro-batch buys almost nothing (dequantisation is 6% of a step there: computed).
+ENOUGH_TOKENS = 4096
+# What auto takes for the loss: begins with the first, falls back on the smaller ones only where nothing else
+# fits, and grows into what is left over. Unsloth's own default is min(free / 2, 4 GB).
+LOSS_CHUNKS_GIB = (0.5, 0.25, 0.125)
+LARGER_LOSS_CHUNKS_GIB = (1.0, 2.0, 4.0)
+LONGEST = 2**20  # tokens: where the search for the largest max_length ends
+
+
+@dataclass(frozen=True)
+class Search:
+    """The settings that the recipe leaves open, in the order of preference, for rows of up to `max_length` tokens.
+
+    A value that the recipe pins is the only one of its kind. `layers` are numbers of layers that recompute, fewest
+    first; `budget` is in bytes.
+    """
+
+    phases: Phases
+    budget: float
+    max_length: int
+    effective_batch_size: int
+    batches: list[int]
+    layers: range
+    chunks: tuple[float, ...]
+    larger_chunks: tuple[float, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe, stage: str, phases: Phases, budget: float, max_length: int) -> Search:
+        memory, effective = recipe.memory, recipe.section(stage).effective_batch_size
+        num_layers = recipe.model.architecture.num_hidden_layers
+        tokens_per_row = stages.of(stage).sequences_per_row * max_length
+        most = min(effective, max(1, ENOUGH_TOKENS // tokens_per_row))
+        micro, chunk, layers = (
+            memory.per_device_train_batch_size,
+            memory.loss_chunk_gib,
+            memory.recompute_layers,
+        )
+        if layers in ("all", "none"):
+            layers = num_layers if layers == "all" else 0
+        return cls(
+            phases=phases,
+            budget=budget,
+            max_length=max_length,
+            effective_batch_size=effective,
+            batches=[n for n in range(most, 0, -1) if effective % n == 0] if micro == "auto" else [micro],
+            layers=range(num_layers + 1) if isinstance(layers, str) else range(layers, layers + 1),
+            chunks=LOSS_CHUNKS_GIB if chunk == "auto" else (chunk,),
+            larger_chunks=LARGER_LOSS_CHUNKS_GIB if chunk == "auto" else (),
+        )
+
+    def settings(self) -> Settings:
+        """The best that fit, or the most frugal ones when none do."""
+        frugal = [self._recomputing_most(batch, chunk) for batch in self.batches for chunk in self.chunks]
+        first = next(filter(self._fits, frugal), None)
+        return self._larger_chunk(self._fewest_layers(first)) if first else frugal[-1]
+
+    def has_any(self) -> bool:
+        """Whether any settings fit. A batch without accumulation has no copy of gradients, so the smallest one is not
+        always the most frugal."""
+        return any(self._fits(self._recomputing_most(batch, self.chunks[-1])) for batch in self.batches)
+
+    def _recomputing_most(self, batch: int, chunk: float) -> Settings:
+        return Settings(batch, self.effective_batch_size // batch, self.layers[-1], chunk)
+
+    def _fits(self, settings: Settings) -> bool:
+        return self.phases.peak(settings, self.max_length) <= self.budget
+
+    def _fewest_layers(self, settings: Settings) -> Settings:
+        """Bisection: settings that fit still do with one more layer that recomputes."""
+        place = bisect.bisect_left(
+            self.layers, True, key=lambda layers: self._fits(replace(settings, recompute_layers=layers))
+        )
+        return replace(settings, recompute_layers=self.layers[place])
+
+    def _larger_chunk(self, settings: Settings) -> Settings:
+        """The largest loss chunk that fits and cuts the loss into fewer pieces than a smaller one."""
+        for chunk in self.larger_chunks:
+            larger = replace(settings, loss_chunk_gib=chunk)
+            if self._num_pieces(larger) < self._num_pieces(settings) and self._fits(larger):
+                settings = larger
+        return settings
+
+    def _num_pieces(self, settings: Settings) -> int:
+        batch, chunk = settings.per_device_train_batch_size, settings.loss_chunk_gib
+        return self.phases.pieces(batch, chunk, self.max_length)
+
+
+def largest_max_length(recipe: Recipe, stage: str, phases: Phases, budget: float) -> int:
+    """Tokens per row that fit in the most frugal settings that the recipe leaves open; 0 if none."""
+
+    def is_too_long(max_length: int) -> bool:
+        return not Search.of(recipe, stage, phases, budget, max_length).has_any()
+
+    # The range begins at 1, so the index of the first that is too long is the length before it.
+    return bisect.bisect_left(range(1, LONGEST + 1), True, key=is_too_long)

@@ -1,0 +1,32 @@
+"""The process before torch is imported: a machine that will do, and the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from toolkit import env, hardware
+from toolkit.errors import UserError
+from toolkit.recipe.schema import Recipe
+
+
+def prepare(
+    recipe: Recipe,
+    machine: hardware.Hardware,
+    console: Console,
+    problems: Sequence[str] = (),
+    loss_chunk_gib: float | None = None,
+) -> None:
+    """Checks the machine, sets the process environment and says whose allocator setting holds.
+
+    Raises UserError with whatever is wrong with the machine, and with the `problems` that are known already.
+    """
+    if found := [*hardware.check(recipe.gpu, machine, hardware.torch_build()), *problems]:
+        raise UserError(*found)
+    environment = env.prepare(recipe.memory.alloc_conf, machine.card is not None, loss_chunk_gib)
+    if environment.alloc_source != "recipe":
+        console.print(
+            f"[yellow]allocator: {environment.alloc_conf} from the exported {environment.alloc_source} "
+            f"wins over the recipe's {recipe.memory.alloc_conf}[/]"
+        )
