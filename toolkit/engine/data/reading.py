@@ -127,32 +127,37 @@ class _Reading:
     kind: RowKind
     source: Source
     which: int
+    schema: str | None = None
     file: Path = Path()
     keys: list[bytes] = field(default_factory=list)
     prompts: list[bytes] = field(default_factory=list)
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
     def read(self, file: Path, limit: int | None, at_most: int | None) -> None:
+        """Writes the set to `file`: all of it, `at_most` so many rows, or until `limit` of them are of use."""
         self.file = file
         conditions = parse_filter(self.source.filter) if self.source.filter else []
-        named = [condition.column for condition in conditions]
-        self.columns = {
-            column: [] for column in [*named, *([self.source.top_k.column] if self.source.top_k else [])]
-        }
-        usable: set[Any] = set()
-        texts: list[str] = []
-        origins: list[str | None] = []
+        top = [self.source.top_k.column] if self.source.top_k else []
+        self.columns = {column: [] for column in [*(condition.column for condition in conditions), *top]}
+        is_partial = limit is not None or at_most is not None
+        usable: set[Any] = set()  # rows that pass the filter; of those that are alike one
         with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, _SCHEMA) as writer:
-            for text, row in self._texts(limit is not None or at_most is not None):
-                texts.append(text)
-                origins.append(_origin(row.get("source")))
-                if len(texts) == _BATCH:
-                    self._write(writer, texts, origins)
+            rows = _ArrowRows(writer, self.which)
+            for row in rows_of(self.recipe, self.source, is_partial):
+                item = self._item(row)
+                text = _dump(item, row)
+                self._remember(item, text, row)
+                rows.add(text, row)
                 if limit and _meets(row, conditions):
                     usable.add(self.keys[-1] if self.section.deduplicate else len(self.keys))
                 if len(self.keys) == at_most or (limit and len(usable) >= limit):
                     break
-            self._write(writer, texts, origins)
+            rows.flush()
+
+    def _item(self, row: dict[str, Any]) -> Item:
+        """What a row means. The first one decides the schema, where the recipe names none."""
+        self.schema = self.schema or schema_for(self.source, self.kind, row)
+        return to_item(row, self.kind, self.schema, self.section.system_turn)
 
     def selected(self) -> Selection:
         """What the source's own steps leave, in file order."""
@@ -164,16 +169,6 @@ class _Reading:
         if self.section.deduplicate:
             selection = selection.distinct(self.keys)
         return selection.first(source.rows) if source.rows else selection
-
-    def _texts(self, is_partial: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each row's item as JSON, and the row; remembers its keys and columns."""
-        schema = self.source.rows_schema
-        for row in rows_of(self.recipe, self.source, is_partial):
-            schema = schema or schema_for(self.source, self.kind, row)
-            item = to_item(row, self.kind, schema, self.section.system_turn)
-            text = _dump(item, row)
-            self._remember(item, text, row)
-            yield text, row
 
     def _remember(self, item: Item, text: str, row: dict[str, Any]) -> None:
         """Its keys: what makes a row a duplicate, and a prompt the same. A row without turns is like no other."""
@@ -193,14 +188,30 @@ class _Reading:
                 )
             values.append(row[column])
 
-    def _write(self, writer: Any, texts: list[str], origins: list[str | None]) -> None:
-        last = len(self.keys)
-        numbers = range(last - len(texts) + 1, last + 1)
-        columns = (texts, [self.which] * len(texts), numbers, origins)
+
+class _ArrowRows:
+    """Rows of a set on their way to a file, a batch at a time, numbered from 1."""
+
+    def __init__(self, writer: Any, which: int):
+        self._writer, self._which, self._num_written = writer, which, 0
+        self._texts: list[str] = []
+        self._origins: list[str | None] = []
+
+    def add(self, text: str, row: dict[str, Any]) -> None:
+        self._texts.append(text)
+        self._origins.append(_origin(row.get("source")))
+        if len(self._texts) == _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits for its batch to be full."""
+        count = len(self._texts)
+        numbers = range(self._num_written + 1, self._num_written + count + 1)
+        columns = (self._texts, [self._which] * count, numbers, self._origins)
         arrays = [pyarrow.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
-        writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
-        texts.clear()
-        origins.clear()
+        self._writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
+        self._num_written += count
+        self._texts, self._origins = [], []
 
 
 def _dump(item: Item, row: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,68 +38,101 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
     """
     facts = cache.facts_of(trainer.model, REF_ADAPTER, trainer.processing_class.pad_token_id)
     facts["autocast"] = [trainer.args.bf16, trainer.args.fp16]
-    done = Pass([], 0, 0, [])
+    orders = []
     for side, title in (("train_dataset", "train"), ("eval_dataset", "held-out")):
         rows = getattr(trainer, side)
         if rows is None:
             continue
         rows = rows.remove_columns([column for column in COLUMNS if column in rows.column_names])
-        digests = cache.digests(rows)
-        order = _longest_first(rows, digests)
-        key = cache.key_of(facts, [digests[index] for index in order], batch_size)
-        with cache.opened(key, len(rows), console) as entry:
+        order = _Order.of(rows, title, facts, batch_size)
+        with cache.opened(order.key, len(rows), console) as entry:
             if anew:
                 entry.forget()
-            num_found = sum(map(len, entry.batches))
-            _complete(trainer, rows, order, entry, batch_size, title, console)
-            batches = entry.batches
-        for number, column in enumerate(COLUMNS):
-            values = np.empty(len(rows))
-            values[order] = np.concatenate([(batch.chosen, batch.rejected)[number] for batch in batches])
-            rows = rows.add_column(column, values.tolist())
-        setattr(trainer, side, rows)
-        batch_size = batches[-1].fitting
-        ends = done.ends or [order[: len(batches[0])], order[-len(batches[-1]) :]][: len(batches)]
-        done = Pass(ends, done.pairs + len(rows), done.reused + num_found, [*done.keys, key])
+            order.num_found = sum(map(len, entry.batches))
+            _complete(trainer, order, entry, batch_size, console)
+            order.batches = entry.batches
+        setattr(trainer, side, order.rows_with_log_probs())
+        batch_size = order.batches[-1].fitting  # what fitted here is where the next set begins
+        orders.append(order)
     trainer.precompute_ref_logps = True
-    return done
+    return Pass(
+        ends=orders[0].ends(),
+        pairs=sum(len(order.rows) for order in orders),
+        reused=sum(order.num_found for order in orders),
+        keys=[order.key for order in orders],
+    )
 
 
-def _complete(
-    trainer: Any,
-    rows: Dataset,
-    order: list[int],
-    entry: cache.Entry,
-    batch_size: int,
-    title: str,
-    console: Console,
-) -> None:
+@dataclass
+class _Order:
+    """The pairs of one set in the order in which they are computed: longest first. `title` names the set."""
+
+    rows: Dataset
+    title: str
+    indices: list[int]
+    key: str  # of the entry in the cache
+    num_found: int = 0
+    batches: list[cache.Batch] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rows: Dataset, title: str, facts: dict[str, Any], batch_size: int) -> _Order:
+        digests = cache.digests(rows)
+        indices = _longest_first(rows, digests)
+        return cls(rows, title, indices, cache.key_of(facts, [digests[i] for i in indices], batch_size))
+
+    def rows_with_log_probs(self) -> Dataset:
+        """The rows in their own order, with both columns."""
+        rows = self.rows
+        chosen, rejected = (
+            [batch.chosen for batch in self.batches],
+            [batch.rejected for batch in self.batches],
+        )
+        for column, of_side in zip(COLUMNS, (chosen, rejected), strict=True):
+            values = np.empty(len(rows))
+            values[self.indices] = np.concatenate(of_side)
+            rows = rows.add_column(column, values.tolist())
+        return rows
+
+    def ends(self) -> list[list[int]]:
+        """The rows of the first and of the last batch; of one batch alone where that is all."""
+        first, last = len(self.batches[0]), len(self.batches[-1])
+        return [self.indices[:first], self.indices[-last:]][: len(self.batches)]
+
+
+def _complete(trainer: Any, order: _Order, entry: cache.Entry, batch_size: int, console: Console) -> None:
     """Computes the batches that the entry lacks, bounded as one pass without a break would have bounded them."""
-    start = sum(map(len, entry.batches))
-    if start:
+    num_done, num_pairs = sum(map(len, entry.batches)), len(order.rows)
+    if num_done:
         batch_size = entry.batches[-1].fitting
-        console.print(f"reference log-probs: {start:,} of {len(rows):,} {title} pairs were there already")
-    if start == len(rows):
+        console.print(
+            f"reference log-probs: {num_done:,} of {num_pairs:,} {order.title} pairs were there already"
+        )
+    if num_done == num_pairs:
         return
-    with (
-        bar(
-            console, f"reference log-probs, {len(rows) - start:,} {title} pairs", len(rows) - start
-        ) as advance,
-        use_adapter(trainer.model, REF_ADAPTER),
-    ):
-        while start < len(order):
-            log_probs, batch_size = trainer.recovery.halving(
-                "reference pass",
-                batch_size,
-                lambda size, start=start: log_probs_of(
-                    trainer, batch_of(trainer, rows, order[start : start + size])
-                ),
-                lambda start=start: f"pair {order[start]} of {rows[order[start]]['length']} tokens",
+    title = f"reference log-probs, {num_pairs - num_done:,} {order.title} pairs"
+    with bar(console, title, num_pairs - num_done) as advance, use_adapter(trainer.model, REF_ADAPTER):
+        while num_done < num_pairs:
+            batch = _next_batch(
+                trainer, order.rows, order.indices[num_done : num_done + batch_size], batch_size
             )
-            chosen, rejected = (values.cpu().numpy() for values in log_probs)
-            entry.append(cache.Batch(batch_size, chosen, rejected))
-            start += len(chosen)
-            advance(len(chosen))
+            entry.append(batch)
+            batch_size = batch.fitting
+            num_done += len(batch)
+            advance(len(batch))
+
+
+def _next_batch(trainer: Any, rows: Dataset, indices: list[int], batch_size: int) -> cache.Batch:
+    """The log-probs of the first of these pairs, as many of them as find room at once."""
+
+    def of_first(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return log_probs_of(trainer, batch_of(trainer, rows, indices[:size]))
+
+    def longest() -> str:
+        return f"pair {indices[0]} of {rows[indices[0]]['length']} tokens"
+
+    log_probs, fitting = trainer.recovery.halving("reference pass", batch_size, of_first, longest)
+    chosen, rejected = (values.cpu().numpy() for values in log_probs)
+    return cache.Batch(fitting, chosen, rejected)
 
 
 def _longest_first(rows: Dataset, digests: list[bytes]) -> list[int]:

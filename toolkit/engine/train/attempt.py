@@ -33,6 +33,7 @@ def begin(job: Job) -> Path | None:
         console.print(f"[dim]the run that was there is now {moved}[/]")
     run.hold_to({f"packages.{name}": version for name, version in manifest.packages().items()})
     run.hold_to({f"memory.{name}": value for name, value in job.plan.settings.chosen().items()})
+    checkpoints.sweep(run.checkpoints)
     checkpoint = checkpoints.latest(run.checkpoints, console)
     write_text(run.path / "recipe.resolved.yaml", blanked(job.recipe.to_yaml()))
     before = run.read_manifest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from toolkit.recipe.schema import StageSection
 from toolkit.run import manifest, sealing
 from toolkit.run.rundir import PREFIX, SEAL, RunDir
+
+STAGING = ".staging"  # where a checkpoint is written before it gets its name
 
 
 class DurableCheckpoints:
@@ -36,37 +39,36 @@ class DurableCheckpoints:
         self.args.save_total_limit = None  # type: ignore[attr-defined]
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        folder, name = Path(self.args.output_dir), f"{PREFIX}{self.state.global_step}"
-        if damage(folder / name) is None:
-            return  # a whole one is never replaced: it says the same
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        checkpoint = folder / f"{PREFIX}{step}"
+        if damage(checkpoint) is None:
+            return  # a complete one is never replaced: it says the same
         started = time.perf_counter()
-        staging = folder / ".staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        self.args.output_dir = str(staging)
         try:
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(folder / name)  # where it will be
-                self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
-            sealing.seal(staging / name, SEAL)
-            shutil.rmtree(folder / name, ignore_errors=True)  # a damaged one
-            sealing.put_in_place(staging / name, folder / name)
+            with _staged(self.args) as staging:
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                if self.state.best_global_step == step:
+                    self.state.best_model_checkpoint = str(checkpoint)  # where it will be
+                    self.state.save_to_json(str(staging / checkpoint.name / TRAINER_STATE_NAME))
+                sealing.seal(staging / checkpoint.name, SEAL)
+                sealing.put_in_place(staging / checkpoint.name, checkpoint)
         except Exception as error:
             problem = sealing.disk_problem(error)
             if problem is None:
                 raise
             good = max(_steps(folder), default=None)
             self.recovery.console.print(
-                f"[yellow]checkpoint at step {self.state.global_step} not saved ({problem}); "
+                f"[yellow]checkpoint at step {step} not saved ({problem}); "
                 f"{'there is none yet' if good is None else f'the last good one is of step {good}'}; "
                 "training goes on and the next save tries again[/]"
             )
             return
-        finally:
-            self.args.output_dir = str(folder)
-            shutil.rmtree(staging, ignore_errors=True)
         self.checkpoint_seconds.append(time.perf_counter() - started)
-        # Those of later steps were passed over as damaged; they are written anew when the run gets there.
+        self._prune(folder)
+
+    def _prune(self: Any, folder: Path) -> None:
+        """Deletes all but the last ones up to this step, and the best one. Those of later steps were passed over as
+        damaged; they are written anew when the run gets there."""
         reached = sorted(step for step in _steps(folder) if step <= self.state.global_step)
         for step in reached[: -self._num_kept]:
             if step != self.state.best_global_step:
@@ -131,9 +133,27 @@ class CheckpointClock(TrainerCallback):
             self._logged += len(saves)
 
 
+@contextlib.contextmanager
+def _staged(args: Any) -> Iterator[Path]:
+    """The Trainer saves below `args.output_dir`; in the block that is an empty folder, which is gone afterwards."""
+    folder = args.output_dir
+    staging = Path(folder) / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    args.output_dir = str(staging)
+    try:
+        yield staging
+    finally:
+        args.output_dir = folder
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a process left that was killed while it saved."""
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+
+
 def latest(folder: Path, console: Console) -> Path | None:
-    """The newest checkpoint whose files are all as they were sealed; others are named and passed over."""
-    shutil.rmtree(folder / ".staging", ignore_errors=True)
+    """The newest checkpoint that is complete; newer ones that are not are named and passed over."""
     for step in sorted(_steps(folder), reverse=True):
         checkpoint = folder / f"{PREFIX}{step}"
         problem = damage(checkpoint)
@@ -154,5 +174,6 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def _steps(folder: Path) -> list[int]:
+    """Those of the checkpoints in a folder, complete or not."""
     names = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*"))
     return [int(name) for name in names if name.isdigit()]

@@ -8,9 +8,9 @@ never learn of it.
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NoReturn
@@ -31,6 +31,19 @@ class Rows:
     """Rows of a batch; no list, so that nobody copies, pins or moves their token ids."""
 
     rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of rows that ran at once: their loss, what TRL logged of it, and what those averages are averages of
+    (`metric_weights`; {} for all rows of a batch)."""
+
+    loss: torch.Tensor
+    logged: dict[str, list[float]]
+    weights: dict[str, float]
+
+
+Step = Callable[[Any, float], torch.Tensor]  # (batch, its share of the batch that it is a piece of) -> loss
 
 
 class KeepRows:
@@ -87,7 +100,7 @@ class OutOfMemoryRecovery:
             finally:
                 self._share = 1.0
 
-        losses = [loss for loss, _ in self._in_pieces("train", inputs, step)]
+        losses = [piece.loss for piece in self._in_pieces("train", inputs, step)]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def prediction_step(
@@ -101,34 +114,39 @@ class OutOfMemoryRecovery:
 
         pieces = self._in_pieces("eval", inputs, step)
         if len(pieces) == 1:
-            return pieces[0][0], None, None
-        total = sum(weight[""] for _, weight in pieces)
-        return torch.stack([loss * (weight[""] / total) for loss, weight in pieces]).sum(), None, None
+            return pieces[0].loss, None, None
+        total = sum(piece.weights[""] for piece in pieces)
+        return torch.stack([piece.loss * (piece.weights[""] / total) for piece in pieces]).sum(), None, None
 
-    def _in_pieces(
-        self, mode: str, inputs: Any, step: Callable[[Any, float], torch.Tensor]
-    ) -> list[tuple[torch.Tensor, dict[str, float]]]:
-        """Runs a batch whole or in pieces, smaller ones after each failure. Returns loss and weights of each."""
-        rows = inputs[ROWS].rows
-        losses: list[tuple[torch.Tensor, dict[str, float]]] = []
-        metrics: list[dict[str, list[float]]] = []
-        todo = deque(_chunks(rows, self.recovery.split[mode], len(rows)))
+    def _in_pieces(self, mode: str, inputs: Any, step: Step) -> list[Piece]:
+        """Runs a batch at once, or the rows that are left in smaller pieces after each failure. TRL's log gets what the
+        whole batch would have logged."""
+        rows, done, start = inputs[ROWS].rows, [], 0
+        size = math.ceil(len(rows) / self.recovery.split[mode])
         with ExitStack() as until_done:
-            while todo:
-                whole = len(todo[0]) == len(rows)
-                batch = inputs if whole else self.data_collator(todo[0])
-                weights = {} if whole else metric_weights(batch)
-                share = 1.0 if whole else weights[""] / max(metric_weights(inputs)[""], 1)
-                work = partial(step, dict(batch), share)
-                loss, logged = self._undoable(mode, work)
-                if isinstance(loss, oom.OutOfMemory):
-                    todo = self._smaller(mode, loss, todo, len(rows), until_done)
+            while start < len(rows):
+                some = rows[start : start + size]
+                piece = self._run_piece(mode, inputs, some, step)
+                if not isinstance(piece, oom.OutOfMemory):
+                    done.append(piece)
+                    start += len(some)
+                elif len(some) > 1:
+                    size = self._split_smaller(mode, piece, len(some), len(rows))
                 else:
-                    todo.popleft()
-                    losses.append((loss, weights))
-                    metrics.append(logged)
-        merge_metrics(self._metrics[mode], metrics, [weights for _, weights in losses])
-        return losses
+                    until_done.enter_context(self._all_layers_recompute(mode, piece, some[0]))
+        merge_metrics(
+            self._metrics[mode], [piece.logged for piece in done], [piece.weights for piece in done]
+        )
+        return done
+
+    def _run_piece(self, mode: str, inputs: Any, rows: list[Any], step: Step) -> Piece | oom.OutOfMemory:
+        """Runs these rows of the batch `inputs`; after OutOfMemory it is as if they had not been run."""
+        is_all = len(rows) == len(inputs[ROWS].rows)
+        batch = inputs if is_all else self.data_collator(rows)
+        weights = {} if is_all else metric_weights(batch)
+        share = 1.0 if is_all else weights[""] / max(metric_weights(inputs)[""], 1)
+        loss, logged = self._undoable(mode, partial(step, dict(batch), share))
+        return loss if isinstance(loss, oom.OutOfMemory) else Piece(loss, logged, weights)
 
     @cached_property
     def _trained(self) -> list[torch.nn.Parameter]:
@@ -156,23 +174,24 @@ class OutOfMemoryRecovery:
             _add_gradients(trained, before)
         return loss, logged
 
-    def _smaller(
-        self, mode: str, failed: oom.OutOfMemory, todo: deque[list[Any]], num_rows: int, until_done: ExitStack
-    ) -> deque[list[Any]]:
-        """The rows that are left in pieces smaller than the one that failed; a single row recomputes all layers."""
-        split, failed_size = self.recovery.split, len(todo[0])
-        if failed_size > 1:
-            while math.ceil(num_rows / split[mode]) >= failed_size:
-                split[mode] *= 2
-            todo = deque(_chunks([row for piece in todo for row in piece], split[mode], num_rows))
-            self._record(mode, failed, f"{mode} batches now run in pieces of {len(todo[0])}")
-            return todo
-        all_layers = len(recompute.layers(self.model))
-        if mode == "eval" or recompute.num_recomputing(self.model) == all_layers:
-            self._give_up(mode, failed, todo[0][0])
-        self._record(mode, failed, f"a single row: all {all_layers} layers recompute for this micro-batch")
-        until_done.enter_context(recompute.everything(self.model))
-        return todo
+    def _split_smaller(self, mode: str, failed: oom.OutOfMemory, failed_size: int, num_rows: int) -> int:
+        """Raises the factor until the pieces of a batch of `num_rows` are smaller than the one that failed. Returns
+        their size."""
+        split = self.recovery.split
+        while (size := math.ceil(num_rows / split[mode])) >= failed_size:
+            split[mode] *= 2
+        self._record(mode, failed, f"{mode} batches now run in pieces of {size}")
+        return size
+
+    def _all_layers_recompute(
+        self, mode: str, failed: oom.OutOfMemory, row: dict[str, Any]
+    ) -> AbstractContextManager[None]:
+        """The last resort for a single row; raises UserError where it would change nothing."""
+        num_layers = len(recompute.layers(self.model))
+        if mode == "eval" or recompute.num_recomputing(self.model) == num_layers:
+            self._give_up(mode, failed, row)
+        self._record(mode, failed, f"a single row: all {num_layers} layers recompute for this micro-batch")
+        return recompute.everything(self.model)
 
     def _record(self, mode: str, failed: oom.OutOfMemory, action: str) -> None:
         where, step = "evaluation", self.state.global_step
@@ -227,12 +246,6 @@ def row_tokens(row: dict[str, Any]) -> int:
     if "input_ids" in row:
         return len(row["input_ids"])
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-
-def _chunks(rows: Any, factor: int, num_rows: int) -> list[Any]:
-    """Consecutive pieces of ceil(num_rows / factor)."""
-    size = math.ceil(num_rows / factor)
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _add_gradients(parameters: list[torch.nn.Parameter], before: list[torch.Tensor | None]) -> None:
