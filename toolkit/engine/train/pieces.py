@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -61,7 +61,13 @@ class KeepRows:
         return getattr(self.__dict__["collator"], name)
 
 
-class OutOfMemoryRecovery:
+if TYPE_CHECKING:
+    from trl import DPOTrainer as TrainerOfTRL  # what it is mixed into
+else:
+    TrainerOfTRL = object
+
+
+class OutOfMemoryRecovery(TrainerOfTRL):
     """Mixin before TRL's SFTTrainer or DPOTrainer; its keyword `recovery` holds the state.
 
     While nothing happens a micro-batch costs a copy of the RNG states (10 kB) and, from the second of an
@@ -70,6 +76,9 @@ class OutOfMemoryRecovery:
     keep activations peak.
     Where every layer recomputes, the end of backward holds one set of gradients more (0.16 GiB).
     """
+
+    data_collator: Any
+    _total_train_tokens: float
 
     def __init__(self, *args: Any, recovery: oom.Recovery, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -96,7 +105,10 @@ class OutOfMemoryRecovery:
         def step(batch: Any, share: float) -> torch.Tensor:
             self._share = share
             try:
-                return super(OutOfMemoryRecovery, self).training_step(model, batch, num_items_in_batch)
+                loss: torch.Tensor = super(OutOfMemoryRecovery, self).training_step(
+                    model, batch, num_items_in_batch
+                )
+                return loss
             finally:
                 self._share = 1.0
 
@@ -110,7 +122,9 @@ class OutOfMemoryRecovery:
         assert prediction_loss_only
 
         def step(batch: Any, share: float) -> torch.Tensor:
-            return super(OutOfMemoryRecovery, self).prediction_step(model, batch, True, ignore_keys)[0]
+            loss: torch.Tensor
+            loss, _, _ = super(OutOfMemoryRecovery, self).prediction_step(model, batch, True, ignore_keys)
+            return loss
 
         pieces = self._in_pieces("eval", inputs, step)
         if len(pieces) == 1:
@@ -160,7 +174,8 @@ class OutOfMemoryRecovery:
         for parameter in trained:
             parameter.grad = None
         generators, tokens, log = RandomState(), self._total_train_tokens, self._metrics[mode]
-        self._metrics[mode] = logged = defaultdict(list)
+        logged: dict[str, list[float]] = defaultdict(list)
+        self._metrics[mode] = logged
         try:
             loss = oom.attempt(work)
         finally:
