@@ -10,7 +10,7 @@ from toolkit.records.record import Record
 
 @dataclass(frozen=True)
 class AnswerMeasures(Record):
-    """Of one model's answers; README says what each is. `adapter` is None for the base.
+    """Of one model's answers; docs/evaluation.md says what each is. `adapter` is None for the base.
 
     The rewards are measured where there is a reference to hold them against.
     """

@@ -57,7 +57,7 @@ class TaskMeasure(Record):
 
 @dataclass(frozen=True)
 class HeldOutMeasures(Record):
-    """The measures of one model over the same held-out rows; README says what each is. None where it has none."""
+    """One model's measures over the same held-out rows, as in docs/evaluation.md. None where it has none."""
 
     loss: Measure | None = None
     perplexity: Measure | None = None
