@@ -302,6 +302,7 @@ def test_code_that_decides_is_part_of_the_key() -> None:
         "console/screen",
         "env",
         "files",
+        "records/data_report",
         "run/sealing",
     }
     seen, todo = set(), ["engine/data/preparation"]
