@@ -1,7 +1,7 @@
 """What a stage holds at each of its moments: loss, backward of a layer, reference pass, evaluation.
 
 Peak = frozen weights + LoRA state + scratch + the worst of the moments; each
-is a mapping from item to bytes, made of `memory_terms`.
+is a mapping from item to bytes, made of `terms.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The memory plan of a stage: GiB per item, the settings that fit, and the floor of the time they take.
 
-Predicted from `memory_phases` and `memory_terms`; nothing here was measured by us. Imports no torch and
+Predicted from `phases.py` and `terms.py`; nothing here was measured by us. Imports no torch and
 answers in milliseconds.
 """
 

@@ -1,8 +1,8 @@
 """The table of stages: whatever tells one training stage from another, in the order in which they run.
 
-To add a stage: a row here, a section of the recipe (schema.py), its trainer's arguments (training/trainer_args.py), one
-file that builds its trainer (engine/train/), a script. What the row names (charts, memory phases) is defined where it
-belongs; a test holds the names together.
+To add a stage: a row here, a section of the recipe (stage_sections.py), its trainer's arguments
+(training/trainer_args.py), one file that builds its trainer (engine/train/), a script. What the row names (charts,
+memory phases) is defined where it belongs; a test holds the names together.
 """
 
 from __future__ import annotations
