@@ -1,5 +1,6 @@
 """A comparison or an evaluation takes the place of the earlier one, and only when it is complete."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,17 @@ from rich.console import Console
 from toolkit.errors import UserError
 from toolkit.run.replacing import replacing
 from toolkit.run.rundir import RunDir
+from toolkit.run.runlog import LOG
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
+def run(tmp_path: Path) -> Iterator[RunDir]:
     """One that stands there complete."""
     run = RunDir(tmp_path, "tiny", "eval")
     run.path.mkdir(parents=True)
     run.report.write_text("earlier")
-    return run
+    yield run
+    LOG.close_file()
 
 
 def names(folder: Path) -> set[str]:
