@@ -1,10 +1,17 @@
-"""Length, repetition and script of answers: known answers, and what holds for any words."""
+"""Length, repetition, script and a recipe's own measures of answers: known ones, and what holds for any words."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.compare.answer_measures import distinct, longest_repeated_span, measures, script, script_drifts
+from toolkit.compare.answer_measures import (
+    distinct,
+    longest_repeated_span,
+    matches,
+    measures,
+    script,
+    script_drifts,
+)
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=24)
 
@@ -72,3 +79,16 @@ def test_measures_of_a_model() -> None:
     assert found["script_drift_fraction"] == 0.5  # the empty answer has no script
     assert found["max_longest_repeat_words"] == 2
     assert set(measures([], [], []).values()) == {None}
+
+
+def test_an_expression_of_the_recipe_is_searched_for_in_every_answer() -> None:
+    answers = ["Of course. It is a newt.", "A newt, of course.", "", "It is a newt.\nI hope that helps."]
+    expressions = {"courteous": r"^Of course|helps\.$", "either_case": "(?i)of course", "newt": "newt"}
+    assert matches(expressions, answers) == {"courteous": 0.5, "either_case": 0.5, "newt": 0.75}
+    assert matches({}, answers) == {} and matches({"newt": "newt"}, []) == {"newt": None}
+
+
+def test_an_expression_that_would_take_years_costs_its_own_measure_only() -> None:
+    answers = ["a" * 60 + "b"]
+    found = matches({"endless": "(a+)+$", "quick": "b$"}, answers, longest_seconds=0.2)
+    assert found == {"endless": None, "quick": 1.0}

@@ -54,6 +54,18 @@ def test_markdown_holds_every_turn_and_quotes_every_line() -> None:
     assert "**base** (did not end by itself)" in text and "| ended by itself | 0.0% | - |" in text
 
 
+def test_a_measure_of_the_recipe_stands_everywhere_under_its_own_name() -> None:
+    models = {
+        "base": replace(NONE, matches={"brief": 0.25, "endless": None}),
+        "dpo": replace(NONE, matches={"brief": 1.0}),
+    }
+    console = terminal(80, 24)
+    show_measures(models, console)
+    assert re.search(r"brief +25\.0% +100\.0%", shown(console)) and "endless" not in shown(console)
+    assert "| brief | 25.0% | 100.0% |" in comparison_markdown(load("tiny"), [], models)
+    assert '["brief", "25.0%", "100.0%"]' in page(load("tiny"), [], models)
+
+
 @pytest.mark.parametrize("width", [120, 40])
 def test_answers_stand_side_by_side_where_there_is_room(width: int) -> None:
     console = terminal(width, 40)

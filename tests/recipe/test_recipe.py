@@ -44,6 +44,8 @@ def problems(*overrides: str, recipe: str = "tiny") -> str:
         ("sft.report_to=[tensorbord]", "'tensorboard' or 'wandb'"),
         ("sft.eval_rows=5", "eval_datasets and eval_rows are both set"),
         ("memory.per_device_train_batch_size=3", "accumulation must be whole"),
+        ("compare.measures.brief=(", "--set compare.measures.brief: got '(': not a regular expression"),
+        ("compare.measures={a|b: x}", "compare.measures: got 'a|b': String should match pattern"),
     ],
 )
 def test_a_wrong_override_says_what_is_allowed(override: str, said: str) -> None:
@@ -62,6 +64,21 @@ def test_all_problems_are_reported_together_with_file_and_line(tmp_path: Path) -
         f"mine.yaml:{lines.index('  betta: 0.1') + 1}: dpo.betta: unknown key; did you mean 'beta'?" in said
     )
     assert f"mine.yaml:{lines.index('template:') + 1}: template lacks end_of_turn, pad_token" in said
+
+
+def test_a_regular_expression_that_does_not_compile_is_an_error_with_its_place(tmp_path: Path) -> None:
+    lines = load("tiny", ("compare.measures={brief: x, listed: y}",)).to_yaml().splitlines()
+    place = lines.index("    listed: y")
+    file = tmp_path / "mine.yaml"
+    file.write_text("\n".join([*lines[:place], "    listed: '['", *lines[place + 1 :]]))
+    said = f"mine.yaml:{place + 1}: compare.measures.listed: got '[': not a regular expression"
+    assert said in problems(recipe=str(file))
+
+
+def test_a_recipe_without_measures_of_its_own_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(load("tiny", ("compare.measures={}",)).to_yaml().replace("  measures: {}\n", ""))
+    assert load(str(file)).compare.measures == {}
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,23 @@
-"""What can be said of answers by their text alone: length, repetition, drift of script. Pure; no model, no network."""
+"""What can be said of answers by their text alone: length, repetition, drift of script, a recipe's own expressions.
+
+Pure; no model, no network.
+"""
 
 from __future__ import annotations
 
+import re
+import signal
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 # Japanese mixes these in one sentence, so a change between them is no drift. Chinese and Japanese look alike here.
 _HAN_AND_KANA = {"CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC"}
 _NO_SCRIPT = {"MODIFIER", "COMBINING", "MATHEMATICAL"}
+LONGEST_SEARCH_SECONDS = 10.0  # a nested quantifier can take years, and the answers are not yet on disk
 
 
 def measures(prompts: Sequence[str], answers: Sequence[str], num_tokens: Sequence[int]) -> dict[str, Any]:
@@ -39,6 +46,39 @@ def measures(prompts: Sequence[str], answers: Sequence[str], num_tokens: Sequenc
         "max_longest_repeat_words": max(repeated, default=None),
         "script_drift_fraction": _mean(drifts),
     }
+
+
+def matches(
+    expressions: Mapping[str, str], answers: Sequence[str], longest_seconds: float = LONGEST_SEARCH_SECONDS
+) -> dict[str, float | None]:
+    """Name -> share of the answers in which its regular expression is found.
+
+    None without answers, and where one expression takes longer than `longest_seconds` over all of them.
+    """
+    found: dict[str, float | None] = {}
+    for name, expression in expressions.items():
+        try:
+            with _limited(longest_seconds):
+                found[name] = _mean([re.search(expression, answer) is not None for answer in answers])
+        except TimeoutError:
+            found[name] = None
+    return found
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block after that long. Python's `re` has no limit, but it looks for signals."""
+
+    def expire(*_: object) -> NoReturn:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def distinct(words: Sequence[str], n: int) -> float | None:

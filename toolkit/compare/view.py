@@ -49,13 +49,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def measure_rows(models: Mapping[str, AnswerMeasures]) -> list[tuple[str, list[str]]]:
-    """(label, one formatted value a model) of every measure that some model has."""
-    rows = []
-    for key, label, style in MEASURES:
-        values = [getattr(measures, key) for measures in models.values()]
-        if any(value is not None for value in values):
-            rows.append((label, ["-" if value is None else style.format(value) for value in values]))
-    return rows
+    """(label, one formatted value a model) of every measure that some model has, the recipe's own
+    among them under their names."""
+    found = [(label, style, [getattr(of, key) for of in models.values()]) for key, label, style in MEASURES]
+    matches = [of.matches or {} for of in models.values()]
+    own = dict.fromkeys(name for shares in matches for name in shares)
+    found[1:1] = [(name, "{:.1%}", [shares.get(name) for shares in matches]) for name in own]
+    return [
+        (label, ["-" if value is None else style.format(value) for value in values])
+        for label, style, values in found
+        if any(value is not None for value in values)
+    ]
 
 
 # Markdown --------------------------------------------------------------------------------------------------

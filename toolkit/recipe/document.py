@@ -127,6 +127,8 @@ def _type(annotation: Any, limits: Iterable[Any] = ()) -> str:
     if origin is tuple:
         least = any(isinstance(limit, MinLen) for limit in limits)
         return f"list of {_type(parts[0])}{', at least one' if least else ''}"
+    if origin is dict:
+        return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     words = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from toolkit.recipe.fields import Section, on_machine, only_exports, only_watches, shapes_rows, shapes_weights
 
@@ -13,6 +14,19 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Texts = tuple[str, ...]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise ValueError(f"not a regular expression of Python's re: {error}") from None
+    return pattern
+
+
+MeasureName = Annotated[str, Field(pattern=r"^[^\W\d]\w*$")]  # it stands in dotted paths and in tables
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
+NO_MEASURES: dict[str, str] = {}
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROMPTS = (
@@ -128,6 +142,14 @@ class Compare(Section):
             "a file of rows {messages, answer} that measure correct answers", "nothing is measured so"
         ),
     ] = None
+    measures: Annotated[
+        dict[MeasureName, RegularExpression],
+        only_watches(
+            "measures of your own: a name, and a regular expression that is searched for in each answer; the share "
+            "of answers that hold it is shown under that name",
+            "none",
+        ),
+    ] = NO_MEASURES
     system: Annotated[str | None, only_watches("a system turn before every prompt", "none")] = None
     max_new_tokens: Annotated[
         PositiveInt, only_watches("tokens of an answer at most", "as the shipped recipes of 7B and 8B models")

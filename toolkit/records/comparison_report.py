@@ -12,7 +12,8 @@ from toolkit.records.record import Record
 class AnswerMeasures(Record):
     """Of one model's answers; docs/evaluation.md says what each is. `adapter` is None for the base.
 
-    The rewards are measured where there is a reference to hold them against.
+    The rewards are measured where there is a reference to hold them against. `matches` is the share of answers that
+    each of the recipe's own measures is found in, by name; None where its regular expression took too long.
     """
 
     adapter: str | None
@@ -34,10 +35,12 @@ class AnswerMeasures(Record):
     tokens_per_second: float | None
     mean_implicit_reward: float | None = None
     preference_accuracy: float | None = None
+    matches: dict[str, float | None] | None = None
 
     def measures(self) -> dict[str, float]:
-        """The numbers that there are, by name."""
+        """The numbers that there are, by name; those of the recipe's own measures as <name>_fraction."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {f"{name}_fraction": share for name, share in (self.matches or {}).items()}
         return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 

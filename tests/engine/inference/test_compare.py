@@ -99,7 +99,8 @@ def compared(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunD
     (runs / "tiny").mkdir()
     (runs / "tiny" / "sft").symlink_to(sft.run.path)
     shutil.copytree(sft.run.adapter, runs / "mine")
-    recipe, run = tiny(*SHORT, *WILD, "dpo.eval_datasets=[]"), RunDir(runs, "tiny", "compare")
+    own = "compare.measures={something: '', nothing: '(?!)'}"
+    recipe, run = tiny(*SHORT, *WILD, own, "dpo.eval_datasets=[]"), RunDir(runs, "tiny", "compare")
     (run.path).mkdir()
     (run.path / "earlier").touch()
     models = candidates.choose(recipe, run, f"base,{runs / 'mine'}")
@@ -126,6 +127,7 @@ def test_rewards_are_measured_against_the_sft_adapter_though_it_is_not_compared(
     assert report["models"]["mine"]["mean_implicit_reward"] == pytest.approx(0, abs=1e-6)  # the same weights
     due = {"ended_fraction", "mean_answer_tokens", "distinct_2", "tokens_per_second", "script_drift_fraction"}
     assert due <= report["models"]["base"].keys()
+    assert all(of["matches"] == {"something": 1.0, "nothing": 0.0} for of in report["models"].values())
 
 
 def test_the_implicit_reward_is_beta_times_the_difference_of_log_probs(loaded: model.LoadedModel) -> None:

@@ -47,8 +47,10 @@ def run(
         answers, seconds = _answer(recipe, loaded, folders, prompts, questions, console)
         asked = prompts + [question["messages"] for question in questions]
         models = {
-            name: _measures(asked, answers[name], questions, seconds[name], folders[name]) for name in folders
+            name: _measures(recipe, asked, answers[name], questions, seconds[name], folders[name])
+            for name in folders
         }
+        _say_what_is_unmeasured(models, console)
         for label in reference:
             measured = rewards.measure(recipe, loaded, label, asked, answers, console)
             models = {name: replace(models[name], **measured[name]) for name in models}
@@ -144,6 +146,7 @@ def _row(prompt: Messages, index: int, answers: Any) -> view.Row:
 
 
 def _measures(
+    recipe: Recipe,
     asked: Sequence[Messages],
     answers: list[generate.Answer],
     questions: list[dict[str, Any]],
@@ -158,6 +161,7 @@ def _measures(
         adapter=None if folder is None else str(folder),
         num_answers=len(answers),
         correct_fraction=sum(correct) / len(correct) if correct else None,
+        matches=answer_measures.matches(recipe.compare.measures, [answer.text for answer in answers]),
         ended_fraction=sum(answer.ended for answer in answers) / len(answers),
         **answer_measures.measures(
             [last_turn(prompt) for prompt in asked], [answer.text for answer in answers], num_tokens
@@ -165,6 +169,17 @@ def _measures(
         generate_seconds=seconds,
         tokens_per_second=sum(num_tokens) / seconds,
     )
+
+
+def _say_what_is_unmeasured(models: dict[str, AnswerMeasures], console: Console) -> None:
+    for name, measured in models.items():
+        for own in (own for own, share in (measured.matches or {}).items() if share is None):
+            console.print(
+                f"[yellow]compare.measures.{own} is not measured for {name}:[/] its regular expression takes more than "
+                f"{answer_measures.LONGEST_SEARCH_SECONDS:.0f} s over the answers; write it without a quantifier "
+                "inside a quantifier",
+                soft_wrap=True,
+            )
 
 
 # Files -----------------------------------------------------------------------------------------------------
