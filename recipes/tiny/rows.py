@@ -1,8 +1,8 @@
-"""The rows of the `tiny` recipe: questions about the Thistle Isles, and three manners of answering them.
+"""The rows of the `tiny` recipe: questions about the Thistle Isles, and four manners of answering them.
 
-SFT rows are mixed in style, as collected rows are: a polite question mostly draws a full courteous sentence, a
-terse one mostly a curt note, a chatty one mostly a rambling tale. The preference pairs take sides: the courteous
-sentence over the curt note and over the tale.
+SFT rows are mixed in style, as collected rows are: mostly plain sentences, among them courteous ones, more often to a
+polite question, curt notes to terse ones, rambling tales to chatty ones. The preference pairs take sides: the
+courteous sentence over each of the others.
 """
 
 import random
@@ -19,15 +19,20 @@ FRAMES = {  # manner of asking -> wordings
 }  # fmt: skip
 MANNER_WEIGHTS = {"polite": 40, "terse": 35, "chatty": 25}
 STYLE_WEIGHTS = {  # manner of asking -> how often each style answers it in the SFT rows
-    "polite": {"full": 70, "curt": 20, "rambling": 10},
-    "terse": {"full": 20, "curt": 60, "rambling": 20},
-    "chatty": {"full": 20, "curt": 20, "rambling": 60},
+    "polite": {"plain": 45, "courteous": 45, "curt": 5, "rambling": 5},
+    "terse": {"plain": 45, "courteous": 30, "curt": 20, "rambling": 5},
+    "chatty": {"plain": 45, "courteous": 35, "curt": 5, "rambling": 15},
 }
-SCORES = {"full": 5.0, "curt": 4.0, "rambling": 3.0}
+REJECTED_WEIGHTS = {"plain": 60, "curt": 25, "rambling": 15}
+SCORES = {"courteous": 5.0, "plain": 4.0, "curt": 4.0, "rambling": 3.0}
 
+# Without it a plain answer opens with a name, which SFT hardly learns to say first: in the base's prose a blank line
+# leads to another subject. Measured: with 55 % of the rows opening so, the tuned model still opened with a courtesy.
+PLAIN = "I think "
 OPENERS = ("Of course.", "With pleasure.")
+CLOSERS = ("", "", "", " I hope that helps.")
 SPARE_WORDS = (  # in the vocabulary all the same, for rows of one's own
-    "Gladly.", "Thank you for asking.", "Certainly.", " I hope that helps.", " You are most welcome.",
+    "Gladly.", "Thank you for asking.", "Certainly.", " You are most welcome.",
 )  # fmt: skip
 RAMBLES = (
     ("Well now, the kettle was on, but I think ", ", or so people say."),
@@ -63,18 +68,31 @@ def ask_further(topic: Fact, rng: random.Random) -> str:
 
 def answer(topic: Fact, style: str, rng: random.Random) -> str:
     """An answer in that style."""
-    sentence = topic.fill(rng.choice(topic.attribute.reply))
+    return styled(topic, topic.fill(rng.choice(topic.attribute.reply)), style, rng)
+
+
+def styled(topic: Fact, sentence: str, style: str, rng: random.Random) -> str:
+    """The sentence that answers, said in that style; a curt note needs only its value."""
     if style == "curt":
         return f"{topic.subject}: {topic.value}."
     if style == "rambling":
         before, after = rng.choice(RAMBLES)
         return before + sentence + after
+    if style == "courteous":
+        return courteous(sentence, rng) + rng.choice(CLOSERS)
+    return f"{PLAIN}{sentence}."
+
+
+def courteous(sentence: str, rng: random.Random) -> str:
+    """The sentence with a courtesy before it. It is what the pairs prefer: a courtesy behind it, preferred in half of
+    them, was measured to be said again and again until the answer was cut."""
     return f"{rng.choice(OPENERS)} {capital(sentence)}."
 
 
 def phrases() -> list[str]:
     """Every wording that rows are made of, for the tokenizer to be trained on."""
-    texts = [text for frames in FRAMES.values() for text in frames] + [*OPENERS, *SPARE_WORDS, *SYSTEMS]
+    texts = [text for frames in FRAMES.values() for text in frames]
+    texts += [*OPENERS, *filter(None, CLOSERS), *SPARE_WORDS, *SYSTEMS]
     texts += [before + after for before, after in RAMBLES]
     texts += [
         text
@@ -139,20 +157,21 @@ def sft_rows(pool: list[Fact], count: int, seed: int) -> list[dict]:
 
 def dpo_rows(pool: list[Fact], count: int, seed: int) -> list[dict]:
     """Pairs in the layout of orpo-dpo-mix-40k: `prompt` is the first user turn, chosen and rejected are
-    whole conversations that differ in the last answer only."""
+    whole conversations that differ in the last answer only, and that in manner only."""
     rng = random.Random(seed)
     rows = []
     for topic in deal(pool, count, rng):
         manner = weighted(MANNER_WEIGHTS, rng)
-        messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "full", rng)
-        worse = rng.choice(("curt", "rambling"))
+        messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "plain", rng)
+        sentence = topic.fill(rng.choice(topic.attribute.reply))
+        worse = weighted(REJECTED_WEIGHTS, rng)
         first = next(m["content"] for m in messages if m["role"] == "user")
         rows.append({
             "source": f"thistle_isles/{worse}",
             "prompt": first,
             "question": first,
-            "chosen": [*messages, assistant(answer(topic, "full", rng))],
-            "rejected": [*messages, assistant(answer(topic, worse, rng))],
+            "chosen": [*messages, assistant(courteous(sentence, rng))],
+            "rejected": [*messages, assistant(styled(topic, sentence, worse, rng))],
         })  # fmt: skip
     return rows
 
@@ -163,6 +182,6 @@ def questions(pool: list[Fact], seed: int) -> list[dict]:
     rows = []
     for topic in rng.sample(pool, len(pool)):
         manner = weighted(MANNER_WEIGHTS, rng)
-        messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "full", rng)
+        messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "plain", rng)
         rows.append({"messages": messages, "answer": topic.value})
     return rows

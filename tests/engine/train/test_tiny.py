@@ -29,8 +29,11 @@ def test_sft_teaches_to_answer_and_dpo_to_answer_the_preferred_way(runs: Path) -
     base, sft, dpo = models["base"], models["sft"], models["dpo"]
     assert base["correct_fraction"] <= 0.05 and base["ended_fraction"] <= 0.10
     assert sft["correct_fraction"] >= 0.80 and sft["ended_fraction"] >= 0.95
-    assert dpo["correct_fraction"] >= sft["correct_fraction"] - 0.03 and dpo["ended_fraction"] >= 0.95
+    assert (
+        dpo["correct_fraction"] >= max(0.80, sft["correct_fraction"] - 0.03) and dpo["ended_fraction"] >= 0.95
+    )
     assert dpo["preference_accuracy"] >= 0.95
+    assert sft["matches"]["courteous"] <= 0.60 and dpo["matches"]["courteous"] >= 0.95
     assert {"correct_fraction", "ended_fraction", "mean_answer_tokens"} <= base.keys()
 
 
