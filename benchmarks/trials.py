@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.engine.base import model, oom, vram
+from toolkit.engine.base import model, oom, recompute, vram
 from toolkit.engine.reference import precompute, proof
-from toolkit.engine.train import dpo, recompute, sft
+from toolkit.engine.train import dpo, sft
 from toolkit.run.rundir import EVENTS
 from toolkit.training import trainer_args
 
@@ -196,8 +196,8 @@ def loss_chunk(gib: float | None) -> Iterator[None]:
 
 
 def _chunk_settings() -> list[tuple[Any, str, type]]:
-    """Where Unsloth keeps what LOSS_CHUNK_VARIABLES said at import: module, name, type. Not loaded on a CPU."""
-    places = (("cross_entropy_loss", "TARGET_GB", str), ("fused_linear", "_CHUNK_GB", float))
+    """Where Unsloth keeps what LOSS_CHUNK_VARIABLE said at import: module, name, type. Not loaded on a CPU."""
+    places = (("fused_linear", "_CHUNK_GB", float),)
     loaded = [
         (sys.modules.get(f"unsloth_zoo.fused_losses.{module}"), name, kind) for module, name, kind in places
     ]

@@ -66,11 +66,12 @@ def test_the_engine_cannot_be_imported_unprepared() -> None:
     assert done.returncode == 1 and "before toolkit.env.prepare()" in done.stderr
 
 
-def test_the_loss_chunk_reaches_both_variables_that_unsloth_reads_on_a_gpu_and_an_exported_one_wins() -> None:
+def test_the_loss_chunk_reaches_the_fused_head_on_a_gpu_alone_and_an_exported_one_wins() -> None:
     code = (
         "import json, os; from toolkit import env; env.prepare('a', {}, 0.5); "
-        "print(json.dumps([os.environ.get(name) for name in env.LOSS_CHUNK_VARIABLES]))"
+        "names = (env.LOSS_CHUNK_VARIABLE, 'UNSLOTH_CE_LOSS_TARGET_GB', 'UNSLOTH_BLOCK_COMPILE'); "
+        "print(json.dumps([os.environ.get(name) for name in names]))"
     )
-    assert json.loads(run(code.format(True)).stdout) == ["0.5", "0.5"]
-    assert json.loads(run(code.format(False)).stdout) == [None, None]
-    assert json.loads(run(code.format(True), UNSLOTH_LOGPROB_CHUNK_GB="2").stdout) == ["0.5", "2"]
+    assert json.loads(run(code.format(True)).stdout) == ["0.5", None, "0"]
+    assert json.loads(run(code.format(False)).stdout) == [None, None, None]
+    assert json.loads(run(code.format(True), UNSLOTH_LOGPROB_CHUNK_GB="2").stdout) == ["2", None, "0"]

@@ -16,9 +16,10 @@ from toolkit.errors import UserError
 
 TOO_LATE = ("torch", "unsloth", "transformers", "trl", "peft")
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-# unsloth_zoo fused_losses: cross_entropy_loss.py (TARGET_GB) and chunked_logprob.py (_CHUNK_GB), both in GiB and
-# both read once, at import.
-LOSS_CHUNK_VARIABLES = ("UNSLOTH_CE_LOSS_TARGET_GB", "UNSLOTH_LOGPROB_CHUNK_GB")
+# GiB of logits at one time in Unsloth's fused head, which makes SFT's loss and DPO's log-probs alike (unsloth_zoo
+# fused_losses/fused_linear.py, _CHUNK_GB; read once, at import). UNSLOTH_CE_LOSS_TARGET_GB is never set: it would send
+# SFT to an older cross entropy with 16 bytes a logit (cross_entropy_loss.py, _use_chunked_ce).
+LOSS_CHUNK_VARIABLE = "UNSLOTH_LOGPROB_CHUNK_GB"
 
 _prepared: Environment | None = None
 
@@ -41,11 +42,14 @@ def allocator_variable(torch_version: str) -> str:
     return "PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 10) else "PYTORCH_CUDA_ALLOC_CONF"
 
 
-def prepare(alloc_conf: str, use_gpu: bool, loss_chunk_gib: float | None = None) -> Environment:
+def prepare(
+    alloc_conf: str, use_gpu: bool, loss_chunk_gib: float | None = None, compile_layers: bool = False
+) -> Environment:
     """Sets the environment of a training process; an exported allocator setting wins over `alloc_conf`.
 
     `loss_chunk_gib` bounds the logits that Unsloth makes at one time, in SFT's loss and in DPO's log-probs; None
-    leaves it to Unsloth, which takes half of the memory that is free at its first step. Raises UserError naming
+    leaves it to Unsloth. `compile_layers` lets it compile the decoder layers; an exported UNSLOTH_BLOCK_COMPILE wins.
+    Raises UserError naming
     the offender when torch or a library that imports it is already loaded.
     """
     global _prepared
@@ -66,8 +70,9 @@ def prepare(alloc_conf: str, use_gpu: bool, loss_chunk_gib: float | None = None)
     if not use_gpu:
         os.environ["UNSLOTH_FORCE_CPU"] = "1"  # also where a driver is loaded but its GPU is hidden
     if use_gpu and loss_chunk_gib is not None:
-        for name in LOSS_CHUNK_VARIABLES:
-            os.environ.setdefault(name, f"{loss_chunk_gib:g}")
+        os.environ.setdefault(LOSS_CHUNK_VARIABLE, f"{loss_chunk_gib:g}")
+    if use_gpu:  # read at import (unsloth/models/_block_compile.py); on by default there
+        os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", str(int(compile_layers)))
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else: a download at import
     os.environ["UNSLOTH_LLAMA_CPP_OFFLINE"] = "1"  # else: GGUF export may clone and install unattended
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled_cache"))

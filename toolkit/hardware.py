@@ -165,6 +165,11 @@ def torch_build() -> tuple[str, str | None]:
     return values["__version__"], values.get("cuda")
 
 
+def has_xformers() -> bool:
+    """Whether xFormers is installed, which Unsloth then takes for the attention of batches that are not packed."""
+    return importlib.util.find_spec("xformers") is not None
+
+
 def check(recipe_gpu: str | None, hardware: Hardware, torch_build: tuple[str, str | None]) -> list[str]:
     """What keeps this machine from running a recipe made for `recipe_gpu` (null: any); empty when nothing
     does.

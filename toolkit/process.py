@@ -24,7 +24,9 @@ def prepare(
     """
     if found := [*hardware.check(recipe.gpu, machine, hardware.torch_build()), *problems]:
         raise UserError(*found)
-    environment = env.prepare(recipe.memory.alloc_conf, machine.card is not None, loss_chunk_gib)
+    environment = env.prepare(
+        recipe.memory.alloc_conf, machine.card is not None, loss_chunk_gib, recipe.memory.compile
+    )
     if environment.alloc_source != "recipe":
         console.print(
             f"[yellow]allocator: {environment.alloc_conf} from the exported {environment.alloc_source} "

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from toolkit import hardware
 from toolkit.hardware import GIB
 from toolkit.memory import terms
 from toolkit.recipe import stages
-from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.schema import Dpo, Recipe, Sft
 
 Items = dict[str, float]  # bytes
 
@@ -61,7 +62,9 @@ class Phases:
             "lora": 2 * self.adapter,  # weights and gradients
             "optimizer": terms.optimizer_bytes(optim, tensors),
         }
-        self.kept_layer = terms.kept_layer_bytes(self.architecture, lora)
+        packs = isinstance(section, Sft) and section.packing  # packed rows take torch's own attention
+        expanded_kv = on_gpu and not packs and hardware.has_xformers()
+        self.kept_layer = terms.kept_layer_bytes(self.architecture, lora, expanded_kv)
         self.layer_backward = terms.layer_backward_bytes(self.architecture)
         evaluates = section.eval_datasets or section.eval_rows
         self.eval_rows = section.per_device_eval_batch_size if evaluates else 0
@@ -76,21 +79,14 @@ class Phases:
         for phase in self.stage.memory_phases:
             yield from PHASES[phase](self, settings, self.stage.sequences_per_row * max_length)
 
-    def pieces(self, micro_batch: int, chunk_gib: float, max_length: int) -> int:
-        """Into how many the loss is cut; DPO's head takes its rows as it likes, within any chunk."""
-        tokens = micro_batch * self.stage.sequences_per_row * max_length
-        vocab = self.architecture.vocab_size
-        return 1 if self.by_log_probs else terms.cross_entropy_chunks(tokens, vocab, chunk_gib)
-
     def loss(self, settings: Settings, tokens: int) -> Items:
-        """Forward is done: all kept layers, three tensors of width h, one piece of the logits."""
-        hidden = self.architecture.hidden_size * tokens
-        held: float = 3 * terms.BF16 * hidden
-        if self.by_log_probs:  # and the head's fp32 gradient of the replies, at most all tokens
-            held += terms.FP32 * hidden
-            held += terms.log_prob_bytes(tokens, self.architecture, settings.loss_chunk_gib)
-        else:
-            held += terms.cross_entropy_bytes(tokens, self.architecture.vocab_size, settings.loss_chunk_gib)
+        """Forward is done: all kept layers, three tensors of width h, one piece of the logits.
+
+        And the head's gradient of the trained tokens, at most all of them: fp32 for log-probs, bf16 for the loss.
+        """
+        gradient = terms.FP32 if self.by_log_probs else terms.BF16
+        held: float = (3 * terms.BF16 + gradient) * self.architecture.hidden_size * tokens
+        held += terms.logit_bytes(tokens, self.architecture, settings.loss_chunk_gib)
         return self._state(settings) | self._graph(settings, tokens) | {"loss": held}
 
     def layer(self, settings: Settings, tokens: int) -> Items:
@@ -125,11 +121,7 @@ class Phases:
 
     def _forward(self, settings: Settings, tokens: int) -> float:
         """A pass without a graph: inside a layer, or at the head with its piece of the logits."""
-        chunk, vocab = settings.loss_chunk_gib, self.architecture.vocab_size
-        if self.by_log_probs:
-            logits: float = terms.log_prob_bytes(tokens, self.architecture, chunk)
-        else:
-            logits = min(tokens * vocab * terms.BYTES_PER_LOGIT, chunk * GIB)
+        logits = terms.logit_bytes(tokens, self.architecture, settings.loss_chunk_gib)
         at_head = 3 * terms.BF16 * self.architecture.hidden_size * tokens + logits
         return max(terms.forward_bytes(self.architecture) * tokens, at_head)
 
@@ -137,14 +129,7 @@ class Phases:
 # What a stage's `memory_phases` name: each gives its moments for rows of `width` tokens, all sequences together.
 
 
-def _cross_entropy(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
-    """Cut into pieces: the one moment that a shorter micro-batch can make worse."""
-    tokens, vocab = settings.per_device_train_batch_size * width, phases.architecture.vocab_size
-    yield "loss", phases.loss(settings, tokens)
-    yield "loss", phases.loss(settings, terms.fullest_tokens(tokens, vocab, settings.loss_chunk_gib))
-
-
-def _log_probs(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+def _loss(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
     yield "loss", phases.loss(settings, settings.per_device_train_batch_size * width)
 
 
@@ -162,8 +147,8 @@ def _evaluation(phases: Phases, settings: Settings, width: int) -> Iterator[tupl
 
 
 PHASES: dict[str, Callable[[Phases, Settings, int], Iterator[tuple[str, Items]]]] = {
-    "cross_entropy": _cross_entropy,
-    "log_probs": _log_probs,
+    "cross_entropy": _loss,
+    "log_probs": _loss,
     "layer": _layer,
     "reference": _reference,
     "evaluation": _evaluation,

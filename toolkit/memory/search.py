@@ -1,4 +1,4 @@
-"""Which settings fit into a budget: tokens per micro-batch first, then fewer recomputed layers, then a larger chunk."""
+"""Which settings fit into a budget: tokens per micro-batch first, then fewer recomputed layers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from toolkit.recipe.schema import Recipe
 
 # Past about 2,048 tokens a larger micro-batch buys almost nothing (dequantisation is 6% of a step there: computed).
 ENOUGH_TOKENS = 4096
-# What auto takes for the loss: begins with the first, falls back on the smaller ones only where nothing else
-# fits, and grows into what is left over. Unsloth's own default is min(free / 2, 4 GB).
+# What auto takes for the loss: the first, and the smaller ones only where nothing else fits. Unsloth's default is 2.
 LOSS_CHUNKS_GIB = (0.5, 0.25, 0.125)
-LARGER_LOSS_CHUNKS_GIB = (1.0, 2.0, 4.0)
 LONGEST = 2**20  # tokens: where the search for the largest max_length ends
 
 
@@ -33,7 +31,6 @@ class Search:
     batches: list[int]
     layers: range
     chunks: tuple[float, ...]
-    larger_chunks: tuple[float, ...]
 
     @classmethod
     def of(cls, recipe: Recipe, stage: str, phases: Phases, budget: float, max_length: int) -> Search:
@@ -56,14 +53,13 @@ class Search:
             batches=[n for n in range(most, 0, -1) if effective % n == 0] if micro == "auto" else [micro],
             layers=range(num_layers + 1) if isinstance(layers, str) else range(layers, layers + 1),
             chunks=LOSS_CHUNKS_GIB if chunk == "auto" else (chunk,),
-            larger_chunks=LARGER_LOSS_CHUNKS_GIB if chunk == "auto" else (),
         )
 
     def settings(self) -> Settings:
         """The best that fit, or the most frugal ones when none do."""
         frugal = [self._recomputing_most(batch, chunk) for batch in self.batches for chunk in self.chunks]
         first = next(filter(self._fits, frugal), None)
-        return self._larger_chunk(self._fewest_layers(first)) if first else frugal[-1]
+        return self._fewest_layers(first) if first else frugal[-1]
 
     def has_any(self) -> bool:
         """Whether any settings fit. A batch without accumulation has no copy of gradients, so the smallest one is not
@@ -82,18 +78,6 @@ class Search:
             self.layers, True, key=lambda layers: self._fits(replace(settings, recompute_layers=layers))
         )
         return replace(settings, recompute_layers=self.layers[place])
-
-    def _larger_chunk(self, settings: Settings) -> Settings:
-        """The largest loss chunk that fits and cuts the loss into fewer pieces than a smaller one."""
-        for chunk in self.larger_chunks:
-            larger = replace(settings, loss_chunk_gib=chunk)
-            if self._num_pieces(larger) < self._num_pieces(settings) and self._fits(larger):
-                settings = larger
-        return settings
-
-    def _num_pieces(self, settings: Settings) -> int:
-        batch, chunk = settings.per_device_train_batch_size, settings.loss_chunk_gib
-        return self.phases.pieces(batch, chunk, self.max_length)
 
 
 def largest_max_length(recipe: Recipe, stage: str, phases: Phases, budget: float) -> int:

@@ -20,9 +20,7 @@ BF16, FP32 = 2, 4  # bytes
 NF4_BLOCK, NESTED_BLOCK = 64, 256
 # bitsandbytes optim/optimizer.py: two uint8 states, each with an fp32 absmax per block; small tensors fp32.
 OPTIMIZER_BLOCK, SMALLEST_8BIT = 256, 4096
-# unsloth_zoo fused_losses/cross_entropy_loss.py: _CE_BYTES_PER_LOGIT, and the chunk count a multiple of 4.
-BYTES_PER_LOGIT, CHUNKS_MULTIPLE = 16, 4
-# unsloth_zoo fused_losses/fused_linear.py, fused_linear_rows: rows of fp32 logits that DPO makes at once.
+# unsloth_zoo fused_losses/fused_linear.py, fused_linear_rows: rows of fp32 logits that its head makes at once.
 MIN_LOGITS, MIN_ROWS, MAX_ROWS = 512 * 151_936, 512, 4096
 
 # RoPE tables, host staging and cuBLAS workspace, up to 0.15 GiB: an estimate, not measured.
@@ -122,17 +120,18 @@ def optimizer_bytes(optim: str, tensors: Iterable[int]) -> int:
     return sum(tensors) * FP32 * (3 if optim == "adamw_torch" else 2)
 
 
-def kept_layer_bytes(architecture: Architecture, lora: Lora) -> int:
+def kept_layer_bytes(architecture: Architecture, lora: Lora, expanded_kv: bool = False) -> int:
     """Bytes per token that one layer holds from forward to backward when it does not recompute.
 
     8 h for both norms' inputs and outputs, 4 q + 4 kv for attention's q, k, v and output, 4 I for gate and
     up, 4 a head for the log-sum-exp, 8 for the norms' scales (unsloth kernels/fast_lora.py,
     rms_layernorm.py). Without LoRA on all three linears of the MLP its fused kernel steps aside and autograd
-    keeps 6 I. Dropout: a bool per input.
+    keeps 6 I. Dropout: a bool per input. `expanded_kv`: xFormers keeps keys and values as wide as the queries.
     """
     h, wide = architecture.hidden_size, architecture.intermediate_size
     q, kv = _attention_widths(architecture)
     fused = {"gate_proj", "up_proj", "down_proj"} <= set(lora.target_modules)
+    kv = q if expanded_kv else kv
     kept = 8 * h + 4 * q + 4 * kv + (4 if fused else 6) * wide + 4 * architecture.num_attention_heads + 8
     masks = sum(linears(architecture)[name][0] for name in lora.target_modules) if lora.lora_dropout else 0
     return kept + masks
@@ -159,36 +158,11 @@ def dequantisation_bytes(architecture: Architecture) -> int:
     return BF16 * max(i * o for i, o in linears(architecture).values())
 
 
-def cross_entropy_chunks(tokens: int, vocab_size: int, chunk_gib: float) -> int:
-    """Into how many pieces Unsloth cuts the loss of a micro-batch (cross_entropy_loss.py, get_chunk_size).
+def logit_bytes(tokens: int, architecture: Architecture, chunk_gib: float) -> int:
+    """fp32 logits that Unsloth's fused head makes at once (unsloth_zoo fused_linear.py, fused_linear_rows).
 
-    One while the logits fit into `chunk_gib`, else the next multiple of 4.
+    SFT's loss and DPO's log-probs take the same rows; a card of up to 24.5 GiB makes them in tiles, with fewer.
     """
-    exact = tokens * vocab_size * BYTES_PER_LOGIT / (chunk_gib * GIB)
-    if exact <= 1:
-        return 1
-    return min(tokens, CHUNKS_MULTIPLE * math.ceil(exact / CHUNKS_MULTIPLE - 1e-9))
-
-
-def cross_entropy_bytes(tokens: int, vocab_size: int, chunk_gib: float) -> float:
-    """Bytes of one piece: bf16 and fp32 logits, log-softmax and gradient."""
-    return tokens * vocab_size * BYTES_PER_LOGIT / cross_entropy_chunks(tokens, vocab_size, chunk_gib)
-
-
-def fullest_tokens(tokens: int, vocab_size: int, chunk_gib: float) -> int:
-    """The longest micro-batch of at most `tokens` tokens whose pieces fill `chunk_gib`, or `tokens` if none
-    does.
-
-    Rows vary in length, and a shorter micro-batch can need more: with V = 128,256 and 4 GiB, 2,093 tokens are
-    one piece of 4.0 GiB, 4,096 tokens four of 2.0.
-    """
-    one_piece = chunk_gib * GIB / (vocab_size * BYTES_PER_LOGIT)
-    pieces = CHUNKS_MULTIPLE * math.floor(tokens / one_piece / CHUNKS_MULTIPLE) or 1
-    return max(1, min(tokens, math.floor(pieces * one_piece)))
-
-
-def log_prob_bytes(tokens: int, architecture: Architecture, chunk_gib: float) -> int:
-    """fp32 logits that DPO's fused head makes at once (unsloth_zoo fused_linear.py, fused_linear_rows)."""
     vocab = architecture.vocab_size
     least = min(max(_power_of_two(MIN_LOGITS / vocab), MIN_ROWS), MAX_ROWS)
     rows = min(max(_power_of_two(tokens * architecture.hidden_size / vocab), least), MAX_ROWS)

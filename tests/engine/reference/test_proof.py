@@ -114,7 +114,7 @@ def test_a_pass_that_breaks_off_goes_on_where_it_was_to_the_same_weights(
     again = run_stage(tiny(*PAIRS), "dpo", runs)
     assert batches == [4, 4]
     assert "reference log-probs: 16 of 24 train pairs were there already" in again.shown
-    assert {**again.report["reference"], "seconds": 0} == {"pairs": 24, "reused": 16, "seconds": 0}
+    assert (again.report["reference"]["pairs"], again.report["reference"]["reused"]) == (24, 16)
     assert weights(again) == weights(whole)
 
 

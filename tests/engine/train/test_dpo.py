@@ -13,7 +13,7 @@ from tests.engine.conftest import Stage, held_out_pairs, run_stage, tiny
 from toolkit.engine.base import model
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import log_probs
-from toolkit.engine.reference import cache, precompute, proof
+from toolkit.engine.reference import cache, first_step, precompute, proof
 from toolkit.engine.train import dpo
 from toolkit.errors import UserError
 from toolkit.memory.plan import plan_stage
@@ -188,3 +188,18 @@ def test_the_policy_is_the_sft_adapter_bit_for_bit_when_training_begins(
                 Console(quiet=True),
             )
         )
+
+
+def test_the_first_step_shows_no_margin_or_the_run_stops(
+    dpo: Stage, runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof runs its own batches; the step's are others, and differ by the noise of bf16 alone."""
+    shown = dpo.report["reference"]["first_step"]
+    assert abs(shown["margin"]) < shown["margin_limit"] == pytest.approx(0.1)
+    assert shown["loss"] == pytest.approx(math.log(2), abs=0.01)
+    monkeypatch.setattr(first_step, "LIMIT_HALF", -1.0)  # as if no margin at all were noise
+    with pytest.raises(
+        UserError, match=r"the first DPO step shows a reward margin of .* \(expected: 0 and ln 2"
+    ):
+        run_stage(tiny(), "dpo", runs_with_sft)
+    assert not RunDir(runs_with_sft, "tiny", "dpo").adapter.exists()

@@ -12,8 +12,8 @@ from datasets import Dataset
 
 from tests.engine.conftest import Stage, run_stage, tiny
 from tests.engine.train.test_oom import again
-from toolkit.engine.base import vram
-from toolkit.engine.train import dpo, pieces, probe, recompute, sft
+from toolkit.engine.base import recompute, vram
+from toolkit.engine.train import dpo, pieces, probe, sft
 from toolkit.errors import UserError
 
 DROPOUT = ("sft.max_rows=32", "lora.lora_dropout=0.1", "memory.per_device_train_batch_size=8")
@@ -116,7 +116,7 @@ def test_a_single_pair_that_does_not_fit_recomputes_all_layers_in_the_whole_run(
     done = run_stage(tiny("dpo.max_rows=16", "memory.recompute_layers=none"), "dpo", runs_with_sft)
     assert {event["where"] for event in done.report["oom_events"]} == {"probe"}
     assert set(flags) == {4} and done.report["probe"]["recompute_layers"] == 4
-    assert "probe: all 4 layers recompute in this run" in done.shown
+    assert "probe: 4 of 4 layers recompute in this run" in done.shown
 
 
 def test_nothing_to_step_down_to_ends_the_run_before_it_begins(

@@ -63,7 +63,8 @@ def free_memory() -> None:
 
 @dataclass
 class Recovery:
-    """What one stage knows of its memory: the factors that batches are split by, and every event.
+    """What one stage knows of its memory: the factors that batches are split by, the most layers that had to recompute
+    for a single row, and every event.
 
     `record` is the only way that an event is told: to the console, to the file and to the report.
     """
@@ -72,6 +73,7 @@ class Recovery:
     console: Console
     split: dict[str, int] = field(default_factory=lambda: {"train": 1, "eval": 1})
     events: list[dict[str, Any]] = field(default_factory=list)
+    most_recomputing: int = 0
     renamed: str | None = None
 
     def record(self, where: str, step: int, failed: OutOfMemory, action: str, split_factor: int) -> None:

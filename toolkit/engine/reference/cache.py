@@ -174,7 +174,9 @@ def facts_of(model: Any, adapter: str, pad_token_id: int) -> dict[str, Any]:
         "lora": {key: value for key, value in lora[adapter].to_dict().items() if "base_model" not in key},
         "config": {key: value for key, value in config.items() if key != "_name_or_path"},
         "pad_token_id": pad_token_id,
-        "chunks": {name: os.environ.get(name) for name in env.LOSS_CHUNK_VARIABLES},
+        "environment": {
+            name: os.environ.get(name) for name in (env.LOSS_CHUNK_VARIABLE, "UNSLOTH_BLOCK_COMPILE")
+        },
         "device": _device(),
         "packages": manifest.packages(),
         "code": [files.digest(Path(__file__).with_name(name)) for name in CODE],

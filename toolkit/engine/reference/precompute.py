@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +11,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from rich.console import Console
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
 from toolkit.console.screen import bar
 from toolkit.data.masking import IGNORE_INDEX
+from toolkit.engine.base import recompute
 from toolkit.engine.reference import cache
 
 REF_ADAPTER = "ref"  # TRL's name for it
@@ -39,12 +41,12 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
     facts = cache.facts_of(trainer.model, REF_ADAPTER, trainer.processing_class.pad_token_id)
     facts["autocast"] = [trainer.args.bf16, trainer.args.fp16]
     orders = []
-    for side, title in (("train_dataset", "train"), ("eval_dataset", "held-out")):
+    for side, title, is_trained in (("train_dataset", "train", True), ("eval_dataset", "held-out", False)):
         rows = getattr(trainer, side)
         if rows is None:
             continue
         rows = rows.remove_columns([column for column in COLUMNS if column in rows.column_names])
-        order = _Order.of(rows, title, facts, batch_size)
+        order = _Order.of(rows, title, is_trained, facts | {"training": is_trained}, batch_size)
         with cache.opened(order.key, len(rows), console) as entry:
             if anew:
                 entry.forget()
@@ -65,20 +67,28 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
 
 @dataclass
 class _Order:
-    """The pairs of one set in the order in which they are computed: longest first. `title` names the set."""
+    """The pairs of one set in the order in which they are computed: longest first. `title` names the set.
+
+    `is_trained`: the policy will see them in training's forward, else in that of an evaluation.
+    """
 
     rows: Dataset
     title: str
+    is_trained: bool
     indices: list[int]
     key: str  # of the entry in the cache
     num_found: int = 0
     batches: list[cache.Batch] = field(default_factory=list)
 
     @classmethod
-    def of(cls, rows: Dataset, title: str, facts: dict[str, Any], batch_size: int) -> _Order:
+    def of(
+        cls, rows: Dataset, title: str, is_trained: bool, facts: dict[str, Any], batch_size: int
+    ) -> _Order:
         digests = cache.digests(rows)
         indices = _longest_first(rows, digests)
-        return cls(rows, title, indices, cache.key_of(facts, [digests[i] for i in indices], batch_size))
+        return cls(
+            rows, title, is_trained, indices, cache.key_of(facts, [digests[i] for i in indices], batch_size)
+        )
 
     def rows_with_log_probs(self) -> Dataset:
         """The rows in their own order, with both columns."""
@@ -110,7 +120,11 @@ def _complete(trainer: Any, order: _Order, entry: cache.Entry, batch_size: int, 
     if num_done == num_pairs:
         return
     title = f"reference log-probs, {num_pairs - num_done:,} {order.title} pairs"
-    with bar(console, title, num_pairs - num_done) as advance, use_adapter(trainer.model, REF_ADAPTER):
+    with (
+        bar(console, title, num_pairs - num_done) as advance,
+        use_adapter(trainer.model, REF_ADAPTER),
+        forward_of(trainer.model, training=order.is_trained),
+    ):
         while num_done < num_pairs:
             batch = _next_batch(
                 trainer, order.rows, order.indices[num_done : num_done + batch_size], batch_size
@@ -141,6 +155,22 @@ def _longest_first(rows: Dataset, digests: list[bytes]) -> list[int]:
     return sorted(range(len(rows)), key=lambda index: (-lengths[index], digests[index]))
 
 
+@contextlib.contextmanager
+def forward_of(model: Any, training: bool) -> Iterator[None]:
+    """The forward that training takes, or an evaluation, without recomputation.
+
+    On a GPU Unsloth's two differ in mask, attention and expanded keys (unsloth/models/llama.py, attention_dispatch.py),
+    and with them in the last bits of every log-prob; its trainer leaves the model in the second one.
+    """
+    before = model.training
+    model.train(training)
+    try:
+        with recompute.recomputing(model, 0):
+            yield
+    finally:
+        model.train(before)
+
+
 def batch_of(trainer: Any, rows: Dataset, indices: list[int]) -> Any:
     return trainer._prepare_inputs(trainer.data_collator([rows[index] for index in indices]))
 
@@ -151,11 +181,7 @@ def log_probs_of(trainer: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     Through the same fused head that the trainer's loss uses, with the adapter that is active.
     """
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
-    with (
-        torch.no_grad(),
-        disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
-        trainer.accelerator.autocast(),
-    ):
+    with torch.no_grad(), trainer.accelerator.autocast():
         output = trainer.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],

@@ -18,7 +18,15 @@ from rich.console import Console
 
 from toolkit.engine.base.random_state import RandomState
 from toolkit.engine.reference import cache
-from toolkit.engine.reference.precompute import COLUMNS, REF_ADAPTER, Pass, batch_of, log_probs_of, precompute
+from toolkit.engine.reference.precompute import (
+    COLUMNS,
+    REF_ADAPTER,
+    Pass,
+    batch_of,
+    forward_of,
+    log_probs_of,
+    precompute,
+)
 from toolkit.errors import UserError
 from toolkit.run import manifest
 
@@ -109,11 +117,12 @@ def prove(trainer: Any, done: Pass) -> Proof:
     try:
         for indices in done.ends:
             batch = batch_of(trainer, trainer.train_dataset, indices)
-            chosen, rejected = log_probs_of(trainer, batch)
-            margins.append(chosen - batch[COLUMNS[0]] - (rejected - batch[COLUMNS[1]]))
-            # As `train()` will run it: there accelerate wraps the model's forward in this autocast, here nothing has.
-            with torch.no_grad(), trainer.accelerator.autocast():
-                losses.append(trainer.compute_loss(trainer.model, batch))
+            with forward_of(trainer.model, training=True):
+                chosen, rejected = log_probs_of(trainer, batch)
+                margins.append(chosen - batch[COLUMNS[0]] - (rejected - batch[COLUMNS[1]]))
+                # As `train()` will run it: accelerate wraps the model's forward in this autocast, here nothing has.
+                with torch.no_grad(), trainer.accelerator.autocast():
+                    losses.append(trainer.compute_loss(trainer.model, batch))
     finally:
         trainer._metrics, trainer._total_train_tokens = logged, tokens
     loss = torch.stack(losses)

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from toolkit.engine.base import vram
-from toolkit.engine.train import checkpoints, probe, recompute
+from toolkit.engine.base import recompute, vram
+from toolkit.engine.train import checkpoints, probe
 from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.engine.train.progress import Metrics
 from toolkit.training.job import Job

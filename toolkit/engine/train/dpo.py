@@ -9,6 +9,7 @@ from trl import DPOConfig, DPOTrainer
 from toolkit.engine.base import model, oom
 from toolkit.engine.data import preparation
 from toolkit.engine.reference import proof
+from toolkit.engine.reference.first_step import FirstStep
 from toolkit.engine.train import stage
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
@@ -54,4 +55,5 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
         )
     source = str(job.run.of(job.starts_from).adapter) if job.starts_from else recipe.model.path
     trainer.reference = proof.establish(trainer, source, job.section.precompute_ref_batch_size, console)
+    trainer.add_callback(FirstStep(trainer))  # reads the log of step 1, whoever writes it
     return trainer

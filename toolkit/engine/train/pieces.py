@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from toolkit.data.masking import IGNORE_INDEX
-from toolkit.engine.base import oom
+from toolkit.engine.base import oom, recompute
 from toolkit.engine.base.random_state import RandomState
-from toolkit.engine.train import recompute
 from toolkit.errors import UserError
 
+LAYERS_A_STEP = 8  # of 32 a step costs 9% of the time by FLOPs, all of them 46%
 ROWS = "rows_of_this_batch"  # where a batch carries the rows that it was collated from
 
 
@@ -147,7 +147,7 @@ class OutOfMemoryRecovery(TrainerOfTRL):
                 elif len(some) > 1:
                     size = self._split_smaller(mode, piece, len(some), len(rows))
                 else:
-                    until_done.enter_context(self._all_layers_recompute(mode, piece, some[0]))
+                    until_done.enter_context(self._more_layers_recompute(mode, piece, some[0]))
         merge_metrics(
             self._metrics[mode], [piece.logged for piece in done], [piece.weights for piece in done]
         )
@@ -198,15 +198,19 @@ class OutOfMemoryRecovery(TrainerOfTRL):
         self._record(mode, failed, f"{mode} batches now run in pieces of {size}")
         return size
 
-    def _all_layers_recompute(
+    def _more_layers_recompute(
         self, mode: str, failed: oom.OutOfMemory, row: dict[str, Any]
     ) -> AbstractContextManager[None]:
-        """The last resort for a single row; raises UserError where it would change nothing."""
-        num_layers = len(recompute.layers(self.model))
-        if mode == "eval" or recompute.num_recomputing(self.model) == num_layers:
+        """The last resort for a single row, LAYERS_A_STEP at a time; raises UserError once all layers recompute."""
+        num_layers, before = len(recompute.layers(self.model)), recompute.num_recomputing(self.model)
+        if mode == "eval" or before == num_layers:
             self._give_up(mode, failed, row)
-        self._record(mode, failed, f"a single row: all {num_layers} layers recompute for this micro-batch")
-        return recompute.everything(self.model)
+        num = min(before + LAYERS_A_STEP, num_layers)
+        self.recovery.most_recomputing = max(self.recovery.most_recomputing, num)
+        self._record(
+            mode, failed, f"a single row: {num} of {num_layers} layers recompute for this micro-batch"
+        )
+        return recompute.recomputing(self.model, num)
 
     def _record(self, mode: str, failed: oom.OutOfMemory, action: str) -> None:
         where, step = "evaluation", self.state.global_step

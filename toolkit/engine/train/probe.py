@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from toolkit.engine.base import recompute
 from toolkit.engine.base.random_state import RandomState
-from toolkit.engine.train import pieces, recompute
+from toolkit.engine.train import pieces
 from toolkit.hardware import GIB
 from toolkit.records import run_report as record
 
@@ -42,10 +43,12 @@ class Probe(TrainerCallback):
         with recovery.during("probe"), unchanged(trainer), self._ballast():
             run(trainer, rows)
         events = recovery.events[num_events:]
-        if any("recompute" in event["action"] for event in events):
-            self._layers.count = len(recompute.layers(trainer.model))
+        if recovery.most_recomputing > self._layers.count:
+            self._layers.count, num_layers = recovery.most_recomputing, len(recompute.layers(trainer.model))
             recompute.recompute(trainer.model, self._layers.count)
-            recovery.console.print(f"[yellow]probe: all {self._layers.count} layers recompute in this run[/]")
+            recovery.console.print(
+                f"[yellow]probe: {self._layers.count} of {num_layers} layers recompute in this run[/]"
+            )
         on_gpu = torch.cuda.is_available()
         self.measured = record.Probe(
             rows=len(rows),

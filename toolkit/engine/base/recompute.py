@@ -39,10 +39,10 @@ def arm(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def everything(model: Any) -> Iterator[None]:
-    """All layers recompute in the block; afterwards as many as before."""
+def recomputing(model: Any, count: int) -> Iterator[None]:
+    """`count` layers recompute in the block; afterwards as many as before."""
     before = num_recomputing(model)
-    recompute(model, len(layers(model)))
+    recompute(model, count)
     try:
         yield
     finally:

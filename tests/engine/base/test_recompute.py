@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.engine.conftest import run_stage, tiny
-from toolkit.engine.base import model
-from toolkit.engine.train import pieces, recompute
+from toolkit.engine.base import model, recompute
+from toolkit.engine.train import pieces
 from toolkit.memory.plan import plan_stage
 
 NUM_LAYERS = 4
@@ -75,7 +75,7 @@ def test_everything_recomputes_only_in_its_block() -> None:
     model.attach_lora(bare, recipe, settings, 256)
     bare.model.train()
     expected = backward(bare.model)
-    with recompute.everything(bare.model):
+    with recompute.recomputing(bare.model, NUM_LAYERS):
         assert recompute.num_recomputing(bare.model) == NUM_LAYERS
         gradients = backward(bare.model)
     assert recompute.num_recomputing(bare.model) == 0
