@@ -169,14 +169,20 @@ def merged_onto(recipe: Recipe) -> Any:
     return Wanted(recipe, run, "merged_16bit", None, Path("out"), True, None).base_16bit
 
 
-def allocator(recipe: Recipe) -> Any:
-    """In a process of its own: it is set before torch is imported."""
+def environment(recipe: Recipe) -> Any:
+    """In a process of its own, as on a machine with a card: it is set before torch is imported."""
     code = (
-        "import sys; from rich.console import Console; from toolkit import cli, env, hardware; "
-        "from toolkit.recipe.load import load; "
-        "cli.prepare(load('tiny', (sys.argv[1],)), hardware.here(), Console()); print(env.require_prepared())"
+        "import os, sys; from rich.console import Console; from toolkit import env, hardware, process\n"
+        "from toolkit.recipe.load import load\n"
+        "hardware.check = lambda *asked: []\n"
+        "gpu = hardware.Gpu('a card', 24.0, 24.0, (8, 9), '580', (13, 0))\n"
+        "machine = hardware.Hardware(gpu, None, 64.0, 64.0, 8)\n"
+        "process.prepare(load('tiny', tuple(sys.argv[1:])), machine, Console())\n"
+        "print(env.require_prepared(), os.environ['UNSLOTH_BLOCK_COMPILE'])\n"
     )
-    words = [sys.executable, "-c", code, f"memory.alloc_conf={recipe.memory.alloc_conf}"]
+    section = recipe.memory
+    overrides = f"memory.alloc_conf={section.alloc_conf}", f"memory.compile={str(section.compile).lower()}"
+    words = [sys.executable, "-c", code, *overrides]
     free = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_VARIABLES}
     return subprocess.run(words, cwd=ROOT, env=free, capture_output=True, text=True, check=True).stdout
 
@@ -244,7 +250,7 @@ def base() -> Any:
 
 OUTPUTS: list[Callable[[Recipe], Any]] = [  # what is fast comes first
     *(plans, arguments, comparison, merged_onto, checks, asked_of_the_hub, tokenizer, rows, adapter, answers),
-    allocator,
+    environment,
 ]
 
 

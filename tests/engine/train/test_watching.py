@@ -14,9 +14,9 @@ import pytest
 
 from tests.engine.conftest import run_stage, tiny
 from toolkit.console.screen import Screen
-from toolkit.engine.base import hub
+from toolkit.engine.base import hub, vram
 from toolkit.engine.base.quiet import quiet
-from toolkit.engine.train import progress, stage
+from toolkit.engine.train import progress
 from toolkit.errors import UserError
 from toolkit.run.runlog import LOG
 
@@ -124,13 +124,13 @@ def test_on_a_terminal_a_panel_and_afterwards_only_lines(
 
 @pytest.fixture
 def terminal_that_fails(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    class Failing(stage.vram.Timeline):
+    class Failing(vram.Timeline):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 2:
                 print("a library's last words")
                 raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(stage.vram, "Timeline", Failing)
+    monkeypatch.setattr(vram, "Timeline", Failing)
     yield Terminal()
 
 
