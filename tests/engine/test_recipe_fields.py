@@ -21,6 +21,7 @@ from rich.console import Console
 
 from tests.conftest import ROOT
 from toolkit import hardware
+from toolkit.compare.answer_measures import matches
 from toolkit.compare.view import comparison_markdown
 from toolkit.data import sets
 from toolkit.data.prompts import read_prompts, read_questions
@@ -99,6 +100,7 @@ OTHER = {
     "memory.per_device_train_batch_size": 2,
     "memory.loss_chunk_gib": 3.0,
     "compare.batch_size": 1,
+    "compare.measures": {"thanks": "thank"},
     "compare.prompts": ["Why?"],
     "compare.temperature": 9.0,
     "compare.top_p": 0.01,
@@ -161,7 +163,8 @@ def checks(recipe: Recipe) -> Any:
 
 
 def comparison(recipe: Recipe) -> Any:
-    return [read_prompts(recipe, None), read_questions(recipe), comparison_markdown(recipe, [], {})]
+    matched = matches(recipe.compare.measures, ["thank you", "no"])
+    return [read_prompts(recipe, None), read_questions(recipe), comparison_markdown(recipe, [], {}), matched]
 
 
 def merged_onto(recipe: Recipe) -> Any:
