@@ -49,8 +49,7 @@ class Plan:
 
     `items_gib` is what is there at the moment of the peak: without `context` and `reserve`, which lie outside
     the budget, its values add up to `peak_gib`, and what belongs to another moment is 0. `phases_gib` is the
-    peak of each moment. `peak_gib` is that of the worst micro-batch: rows of `max_length` tokens, or shorter
-    ones where those need more.
+    peak of each moment. `peak_gib` is that of the worst micro-batch: rows of `max_length` tokens.
 
     `largest_max_length`: tokens per row that fit in the most frugal settings that the recipe leaves open; 0
     if none. `tokens_per_step` and the floors hold for rows of full length. The floors are seconds at the
