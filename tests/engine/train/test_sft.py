@@ -1,6 +1,8 @@
 """SFT on the tiny model: what is trained, what is written, what stays as it was."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ import torch
 from tests.engine.conftest import Stage, run_stage, tiny
 from toolkit.engine.base import model
 from toolkit.engine.data import preparation
+from toolkit.engine.train.dpo import DPOTrainer
+from toolkit.engine.train.sft import SFTTrainer
 from toolkit.errors import UserError
 from toolkit.memory.plan import plan_stage
 from toolkit.run.rundir import MARK
@@ -118,3 +122,29 @@ def test_the_same_seed_gives_the_same_weights(sft: Stage, tmp_path) -> None:  # 
     again = run_stage(tiny(), "sft", tmp_path)
     first, second = ((stage.run.adapter / "adapter_model.safetensors").read_bytes() for stage in (sft, again))
     assert first == second
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_tokens_are_counted_where_the_trainer_leaves_it_to_us(
+    stage: str, sft: Stage, dpo: Stage, runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsloth's SFT trainer for GPUs takes transformers' own loss, which counts nothing; both come to TRL's sum."""
+    owner: Any = {"sft": SFTTrainer, "dpo": DPOTrainer}[stage]
+    counting = owner.compute_loss
+
+    def silent(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        counted, logged = self._total_train_tokens, dict(self._metrics["train"])
+        loss = counting(self, model, inputs, *args, **kwargs)
+        self._total_train_tokens = counted
+        self._metrics["train"].pop("num_tokens", None)
+        self._metrics["train"].update({"num_tokens": logged["num_tokens"]} if "num_tokens" in logged else {})
+        return loss
+
+    expected = (sft if stage == "sft" else dpo).report["train_tokens"]
+    monkeypatch.setattr(owner, "compute_loss", silent)
+    if stage == "sft":
+        (runs_with_sft / "tiny" / "sft").unlink()
+    done = run_stage(tiny(), stage, runs_with_sft)
+    assert done.report["train_tokens"] == expected > 0
+    speeds = [json.loads(line).get("tokens_per_second") for line in done.run.metrics.read_text().splitlines()]
+    assert any(speeds)

@@ -89,10 +89,14 @@ class OutOfMemoryRecovery(TrainerOfTRL):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        inputs.pop(ROWS, None)
+        rows, counted = inputs.pop(ROWS, None), self._total_train_tokens
         loss = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
+        if model.training and rows is not None and self._total_train_tokens == counted:
+            # Unsloth's SFT trainer for GPUs leaves TRL's count out; ours needs no number from the card.
+            self._total_train_tokens += sum(map(fed_tokens, rows.rows))
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         if (
             self._share != 1.0 and num_items_in_batch is None
         ):  # else the loss is a share of the window's tokens
@@ -258,6 +262,13 @@ def merge_metrics(
         of_name = [weight.get(name, weight[""]) for weight in weights]
         total = sum(weight * piece[name][0] for weight, piece in zip(of_name, pieces, strict=True))
         log[name] = [*log[name], total / max(sum(of_name), 1)]
+
+
+def fed_tokens(row: dict[str, Any]) -> int:
+    """Tokens of a row that go through the model, padding left out; of a pair, both sequences."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
 
 def row_tokens(row: dict[str, Any]) -> int:

@@ -1,0 +1,69 @@
+"""What our code relies on in Unsloth's GPU path, which no CPU can run: read from the installed sources.
+
+A test fails when a new version moves one of these, and its message says what then has to be looked at.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from toolkit import env
+
+
+def source(path: str) -> str:
+    """A file of an installed package, found without importing it."""
+    package, _, rest = path.partition("/")
+    found = importlib.util.find_spec(package)
+    assert found and found.origin
+    return (Path(found.origin).parent / rest).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "holds", "then"),
+    [
+        (
+            "unsloth_zoo/fused_losses/fused_linear.py",
+            rf'_CHUNK_GB = _env_float\("{env.LOSS_CHUNK_VARIABLE}"',
+            "memory.loss_chunk_gib reaches nothing: look for the variable's new name in toolkit/env.py",
+        ),
+        (
+            "unsloth_zoo/fused_losses/cross_entropy_loss.py",
+            r"if not _CHUNKED_CE or target_gb is not None or TARGET_GB or N_CHUNKS:\n\s+return False",
+            "SFT's loss may take another path, and with it other memory: toolkit/memory/phases.py",
+        ),
+        (
+            "unsloth/models/_block_compile.py",
+            r'os\.environ\.get\("UNSLOTH_BLOCK_COMPILE", "1"\) != "0"',
+            "memory.compile reaches nothing: toolkit/env.py",
+        ),
+        (
+            "unsloth_zoo/tokenizer_utils.py",
+            r"def fix_untrained_tokens\(model, tokenizer, train_dataset, .*eps = 1e-16\)",
+            "Unsloth's own check of untrained tokens has changed: hold ours against it, toolkit/engine/base/tokens.py",
+        ),
+        (
+            "unsloth/models/llama.py",
+            r"_flag_for_generation",
+            "model.train() may no longer be what training's forward is: toolkit/engine/reference/precompute.py",
+        ),
+        (
+            "unsloth_zoo/gradient_checkpointing.py",
+            r"def reset_unsloth_gradient_checkpointing_buffers",
+            "after an out-of-memory error Unsloth's buffers are no longer reset: toolkit/engine/base/oom.py",
+        ),
+        (
+            "unsloth_zoo/__init__.py",
+            r"PYTORCH_ALLOC_CONF",
+            "the allocator's variable may be set otherwise at import: toolkit/env.py",
+        ),
+        (
+            "trl/trainer/dpo_trainer.py",
+            r'model\.add_adapter\("ref"',
+            "the reference may no longer be a copy of the policy's adapter: toolkit/engine/reference/proof.py",
+        ),
+    ],
+)
+def test_a_seam_is_where_it_was(file: str, holds: str, then: str) -> None:
+    assert re.search(holds, source(file)), f"{file} has moved: {then}"
