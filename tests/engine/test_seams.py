@@ -4,7 +4,11 @@ A test fails when a new version moves one of these, and its message says what th
 """
 
 import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +71,50 @@ def source(path: str) -> str:
 )
 def test_a_seam_is_where_it_was(file: str, holds: str, then: str) -> None:
     assert re.search(holds, source(file)), f"{file} has moved: {then}"
+
+
+GENERATE = """
+import inspect, json, sys
+import unsloth
+from unsloth.models import rl
+rl.patch_trl_rl_trainers()
+import trl
+print(json.dumps({name: inspect.getsourcefile(getattr(trl, name)) for name in ("SFTTrainer", "DPOTrainer")}))
+"""
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The trainers that Unsloth writes for a GPU, made on a CPU in a process of its own."""
+    folder = tmp_path_factory.mktemp("compiled")
+    variables = os.environ | {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_LOCATION": str(folder)}
+    variables.pop("UNSLOTH_FORCE_CPU", None)
+    done = subprocess.run(
+        [sys.executable, "-c", GENERATE],
+        env=variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files = json.loads(done.stdout.strip().splitlines()[-1])
+    return {name: Path(file).read_text(encoding="utf-8") for name, file in files.items()}
+
+
+@pytest.mark.long
+def test_the_trainers_that_unsloth_generates_for_a_gpu(generated: dict[str, str]) -> None:
+    sft, dpo = generated["SFTTrainer"], generated["DPOTrainer"]
+    for name, text in generated.items():
+        for attribute in ("self._total_train_tokens = 0", "self._metrics = {"):
+            assert attribute in text, f"{name} has no {attribute}: toolkit/engine/train/pieces.py reads it"
+    assert "fix_untrained_tokens(" in sft, (
+        "Unsloth looks at untrained tokens no more: engine/base/tokens.py stays"
+    )
+    loss = sft.partition("    def compute_loss(")[2].partition("\n    def ")[0]
+    assert loss and "_total_train_tokens" not in loss, "Unsloth counts tokens: pieces.py need not"
+    assert ".for_inference()" in dpo, (
+        "the reference pass need not leave inference mode: precompute.forward_of"
+    )
+    assert 'model.add_adapter("ref"' in dpo, (
+        "the reference is no copy of the policy's adapter: reference/proof.py"
+    )
