@@ -3,6 +3,7 @@
 #
 #   make run                             SFT, DPO and the comparison of the embedded recipe
 #   make run RECIPE=llama31_8b           the same for another recipe, on a machine with a GPU
+#   make doctor RECIPE=llama31_8b        whether that recipe can run here: driver, memory, disk, network, cache
 #   make run ARGS="--set dpo.beta=0.2"   with options for all three scripts
 #   make test                            the test suite; make test ARGS="-k masking" for a part of it
 #   make test-long                       what the test suite leaves out: campaigns of minutes
@@ -37,7 +38,7 @@ $(shell rm -f $(INSTALLED))
 endif
 endif
 
-.PHONY: help setup optional run test test-long lint docs clean
+.PHONY: help setup optional doctor run test test-long lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,9 @@ setup: $(INSTALLED)
 
 optional: $(OPTIONAL)
 	@echo "$(VENV) holds the optional packages"
+
+doctor: $(INSTALLED)
+	$(VENV_PYTHON) run_doctor.py --recipe "$(RECIPE)" $(ARGS)
 
 run: $(INSTALLED)
 	$(VENV_PYTHON) run_sft.py --recipe "$(RECIPE)" --if-present $(ARGS)

@@ -25,6 +25,7 @@ ORDER = [
         "compare",
         "evaluation",
         "export",
+        "doctor",
     ),
     "engine",
     *("engine.base", "engine.data", "engine.reference", "engine.inference", "engine.train", "engine.export"),

@@ -12,7 +12,7 @@ import pytest
 
 from toolkit import hardware
 from toolkit.errors import UserError
-from toolkit.hardware import CARDS, GIB, Gpu, Hardware
+from toolkit.hardware import CARDS, GIB, Gpu, GpuProcess, Hardware
 
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", 23.5, 23.2, (8, 9), "580.65.06", (13, 0))
 WITH_GPU = Hardware(RTX4090, None, 64, 60, 16)
@@ -70,6 +70,17 @@ class Nvml(SimpleNamespace):
 
     def nvmlDeviceGetCudaComputeCapability(self, handle):
         return handle[2]
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return [SimpleNamespace(pid=7, usedGpuMemory=None), SimpleNamespace(pid=42, usedGpuMemory=3 * GIB)]
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle):
+        raise self.NVMLError("Not Supported")
+
+    def nvmlSystemGetProcessName(self, pid):
+        if pid == 7:
+            raise self.NVMLError("Not Found")
+        return "/usr/bin/python3 train.py --token=abc"
 
     def nvmlSystemGetDriverVersion(self):
         return "570.124.06"
@@ -163,6 +174,12 @@ class TestHere:
         assert here.gpu is None
         assert here.no_gpu is not None
         assert reason in here.no_gpu
+
+    def test_who_holds_memory(self, nvml):
+        processes = hardware.gpu_processes()
+        assert processes == [GpuProcess(42, "python3", 3.0), GpuProcess(7, None, None)]
+        nvml.broken = "Driver/library version mismatch"
+        assert hardware.gpu_processes() == []
 
     def test_a_broken_driver_is_told(self, nvml):
         nvml.broken = "Driver/library version mismatch"

@@ -29,11 +29,11 @@ from toolkit.training.job import Job
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
 
 
-def options(doc: str) -> argparse.ArgumentParser:
+def options(doc: str, needs_recipe: bool = True) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--recipe", required=True, metavar="NAME", help="a name in recipes/, or a path to a YAML"
+        "--recipe", required=needs_recipe, metavar="NAME", help="a name in recipes/, or a path to a YAML"
     )
     parser.add_argument(
         "--set",

@@ -5,15 +5,18 @@ Nothing here imports torch. Without a driver every question still has an answer:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import json
 import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from toolkit.errors import UserError
 
@@ -22,6 +25,8 @@ GIB = 2**30
 # Oldest driver branch for each CUDA major version; minor versions are compatible within a major one.
 # NVIDIA, "CUDA Compatibility", table of minimum driver versions.
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+# PyTorch's own wheel index with the pinned torch for CUDA 12.6; PyPI's is for CUDA 13. The Makefile takes it by itself.
+CUDA12_INDEX = "https://download.pytorch.org/whl/cu126"
 OLDEST_SM = (7, 0)  # Unsloth and Triton refuse older ones (unsloth README, "GPU requirements")
 BF16_SM = (8, 0)  # bf16 tensor cores begin with Ampere (NVIDIA A100 white paper)
 
@@ -120,6 +125,15 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds memory of the GPU; what the driver does not tell (to a container, say) is None."""
+
+    pid: int
+    name: str | None
+    held_gib: float | None
+
+
+@dataclass(frozen=True)
 class Hardware:
     """This machine as this process may use it. `no_gpu` says why `gpu` is None; RAM is what the container may
     use.
@@ -142,6 +156,12 @@ def here() -> Hardware:
     gpu, no_gpu = _gpu()
     total, available = _ram_gib()
     return Hardware(gpu, no_gpu, total, available, _cpu_count())
+
+
+def gpu_processes() -> list[GpuProcess]:
+    """Who holds memory of the GPU that a run would use, the largest first; empty where the driver does not tell."""
+    found, _ = _on_device(_processes)
+    return found or []
 
 
 def disk_free_gib(path: str | Path) -> float:
@@ -170,43 +190,78 @@ def has_xformers() -> bool:
     return importlib.util.find_spec("xformers") is not None
 
 
+def xformers_cuda() -> str | None:
+    """CUDA version that the installed xFormers is built for, from its own record; None where there is none."""
+    spec = importlib.util.find_spec("xformers")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        record = json.loads((Path(spec.origin).parent / "cpp_lib.json").read_text(encoding="utf-8"))
+        cuda = int(record["version"]["cuda"])  # 1208 is 12.8
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"{cuda // 100}.{cuda % 100}"
+
+
 def check(recipe_gpu: str | None, hardware: Hardware, torch_build: tuple[str, str | None]) -> list[str]:
     """What keeps this machine from running a recipe made for `recipe_gpu` (null: any); empty when nothing
     does.
 
     Whether the memory suffices is `memory.plan`'s to say.
     """
-    gpu, (torch, cuda) = hardware.gpu, torch_build
-    if gpu is None:
-        if recipe_gpu is None:
-            return []
-        problem = (
-            f"the recipe is made for {recipe_gpu}, but there is no NVIDIA GPU here ({hardware.no_gpu}): "
-            "run it on a machine with one, or take `--set gpu=null` to run on the CPU anyway"
-        )
-        return [problem]
-    problems = []
-    if gpu.sm < BF16_SM:
-        what = "bf16" if gpu.sm >= OLDEST_SM else "Unsloth"
-        limit = BF16_SM if gpu.sm >= OLDEST_SM else OLDEST_SM
-        problems.append(
-            f"{gpu.name} has compute capability {_dotted(gpu.sm)}, {what} needs {_dotted(limit)} or more: "
-            f"take a card of the Ampere generation or newer ({', '.join(CARDS)})"
-        )
+    if hardware.gpu is None:
+        found = [missing_gpu(recipe_gpu, hardware)]
+    else:
+        found = [old_card(hardware.gpu), unfit_build(hardware.gpu, torch_build)]
+    return [problem for problem in found if problem]
+
+
+def missing_gpu(recipe_gpu: str | None, hardware: Hardware) -> str | None:
+    """That a recipe made for a card has none here."""
+    if recipe_gpu is None or hardware.gpu is not None:
+        return None
+    return (
+        f"the recipe is made for {recipe_gpu}, but there is no NVIDIA GPU here ({hardware.no_gpu}): "
+        "run it on a machine with one, or take `--set gpu=null` to run on the CPU anyway"
+    )
+
+
+def old_card(gpu: Gpu) -> str | None:
+    """That the card is of a generation on which bf16, or Unsloth, does not run."""
+    if gpu.sm >= BF16_SM:
+        return None
+    what = "bf16" if gpu.sm >= OLDEST_SM else "Unsloth"
+    limit = BF16_SM if gpu.sm >= OLDEST_SM else OLDEST_SM
+    return (
+        f"{gpu.name} has compute capability {_dotted(gpu.sm)}, {what} needs {_dotted(limit)} or more: "
+        f"take a card of the Ampere generation or newer ({', '.join(CARDS)})"
+    )
+
+
+def unfit_build(gpu: Gpu, torch_build: tuple[str, str | None]) -> str | None:
+    """That the installed torch cannot use the card: a CPU build, or one for a newer CUDA than the driver's."""
+    torch, cuda = torch_build
+    runs_12 = gpu.cuda[0] >= 12
+    index = CUDA12_INDEX if gpu.cuda[0] == 12 else ""
     if cuda is None:
-        problems.append(
+        return (
             f"{gpu.name} is here, but torch {torch} is a CPU build: install the CUDA build of the same "
-            f"version (this driver supports CUDA up to {_dotted(gpu.cuda)}), or set CUDA_VISIBLE_DEVICES= "
-            "(empty) and UNSLOTH_FORCE_CPU=1 to run on the CPU anyway"
+            f"version (this driver supports CUDA up to {_dotted(gpu.cuda)}), `make setup TORCH_INDEX={index}`, or "
+            "set CUDA_VISIBLE_DEVICES= (empty) and UNSLOTH_FORCE_CPU=1 to run on the CPU anyway"
         )
-    elif (major := int(cuda.partition(".")[0])) > gpu.cuda[0]:
-        oldest = f"{OLDEST_DRIVER[major]} or newer" if major in OLDEST_DRIVER else f"one for CUDA {major}"
-        problems.append(
-            f"driver {gpu.driver} supports CUDA up to {_dotted(gpu.cuda)}, but torch {torch} is built for "
-            f"CUDA {cuda}, which needs driver {oldest}: take a machine (a pod) with a newer driver, or "
-            f"install the torch build for CUDA {gpu.cuda[0]}"
-        )
-    return problems
+    major = int(cuda.partition(".")[0])
+    if major <= gpu.cuda[0]:
+        return None
+    oldest = f"{OLDEST_DRIVER[major]} or newer" if major in OLDEST_DRIVER else f"one for CUDA {major}"
+    other = (
+        f", or install the same torch for CUDA 12.6, `make setup TORCH_INDEX={CUDA12_INDEX}`"
+        if runs_12
+        else ""
+    )
+    return (
+        f"driver {gpu.driver} supports CUDA up to {_dotted(gpu.cuda)}, but torch {torch} is built for "
+        f"CUDA {cuda}, which needs driver {oldest}: take a machine (a pod) with a newer driver{other}"
+    )
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -214,7 +269,14 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def _gpu() -> tuple[Gpu | None, str | None]:
-    """The first GPU that CUDA_VISIBLE_DEVICES leaves visible, or why there is none.
+    return _on_device(_ask)
+
+
+_T = TypeVar("_T")
+
+
+def _on_device(ask: Callable[[Any, Any], _T]) -> tuple[_T | None, str | None]:
+    """What NVML says of the first GPU that CUDA_VISIBLE_DEVICES leaves visible, or why there is none.
 
     NVML counts in PCI order and CUDA fastest first: on a machine with several kinds of cards, a UUID is
     exact.
@@ -230,15 +292,17 @@ def _gpu() -> tuple[Gpu | None, str | None]:
     try:
         pynvml.nvmlInit()
         try:
-            return _ask(pynvml, first), None
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit() else _by_uuid(pynvml, first)
+            )
+            return ask(pynvml, handle), None
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         return None, f"NVML says: {error}"
 
 
-def _ask(nvml: Any, device: str) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(int(device)) if device.isdigit() else _by_uuid(nvml, device)
+def _ask(nvml: Any, handle: Any) -> Gpu:
     # Version 2 tells the driver's own share, which torch does not see either; drivers have it since 510.
     memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()  # 13000 is 13.0
@@ -251,6 +315,26 @@ def _ask(nvml: Any, device: str) -> Gpu:
         driver=nvml.nvmlSystemGetDriverVersion(),
         cuda=(cuda // 1000, cuda % 1000 // 10),
     )
+
+
+def _processes(nvml: Any, handle: Any) -> list[GpuProcess]:
+    found = {}
+    for of_kind in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+        with contextlib.suppress(nvml.NVMLError):
+            found.update({process.pid: process.usedGpuMemory for process in of_kind(handle)})
+    processes = [
+        GpuProcess(pid, _process_name(nvml, pid), None if held is None else held / GIB)
+        for pid, held in found.items()
+    ]
+    return sorted(processes, key=lambda process: process.held_gib or 0, reverse=True)
+
+
+def _process_name(nvml: Any, pid: int) -> str | None:
+    """The program alone: what stands behind it on its command line is nobody's business, and may be a token."""
+    try:
+        return Path(nvml.nvmlSystemGetProcessName(pid).partition(" ")[0]).name or None
+    except nvml.NVMLError:
+        return None
 
 
 def _by_uuid(nvml: Any, uuid: str) -> Any:
