@@ -10,6 +10,7 @@
 #   make lint                            ruff, formatting, types
 #   make docs                            docs/recipe.md, from the recipe's schema
 #   make setup                           .venv alone; make setup PYTHON=python3.12 to choose the interpreter
+#   make setup TORCH_INDEX=URL           torch from this wheel index instead of the one that the driver asks for
 #   make optional                        adds TensorBoard, W&B and what `run_eval.py --tasks` needs; `make test` adds it too
 #   make clean                           removes caches; .venv and runs/ stay
 
@@ -29,7 +30,28 @@ IN_RANGE := sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 NVIDIA ?= $(shell test -e /proc/driver/nvidia/version || nvidia-smi -L >/dev/null 2>&1 && echo yes)
 DRIVER ?= $(shell { nvidia-smi --query-gpu=driver_version --format=csv,noheader || cat /proc/driver/nvidia/version; } \
 	2>/dev/null | grep -oE '[0-9]{3,}\.[0-9.]+' | head -n 1 | cut -d. -f1)
-MIN_DRIVER ?= 580# the oldest NVIDIA driver that runs CUDA 13, which the pinned torch is built for
+
+# Where torch comes from. PyPI's build is for CUDA 13; a driver that is too old for it, as of many rented cards, gets the
+# same version for CUDA 12.6 from PyTorch's own index. (Written from their documentation; not run against that index.)
+CUDA13_DRIVER := 580
+CUDA12_DRIVER := 525
+CUDA13_INDEX := https://download.pytorch.org/whl/cu130
+CUDA12_INDEX := https://download.pytorch.org/whl/cu126
+TORCH_INDEX ?= $(shell test "$(NVIDIA)" = yes && test "$(DRIVER)" -lt $(CUDA13_DRIVER) 2>/dev/null && echo $(CUDA12_INDEX))
+# PyPI's xFormers is for CUDA 12.8 and cannot load beside CUDA 13: it comes from where its torch's CUDA is built for.
+XFORMERS_INDEX = $(or $(TORCH_INDEX),$(CUDA13_INDEX))
+XFORMERS_LOADS := from xformers._cpp_lib import _register_extensions as load; load()
+CHOICE = $(or $(NVIDIA),no) GPU, index $(or $(TORCH_INDEX),PyPI)
+
+# A TORCH_INDEX that is named moves an installed torch there; without one an installed .venv stays as it was chosen.
+ifneq ($(origin TORCH_INDEX),file)
+ifneq ($(wildcard $(INSTALLED)),)
+ifneq ($(shell cat $(INSTALLED)),$(CHOICE))
+REPLACED := torch xformers
+$(shell rm -f $(INSTALLED))
+endif
+endif
+endif
 
 # A pod's volume outlives the interpreter that .venv was made with: a stamp alone does not prove that it still runs.
 ifneq ($(wildcard $(INSTALLED)),)
@@ -74,12 +96,13 @@ docs: $(INSTALLED)
 
 # A stamp goes first and comes back last, so that an install which was cut short is taken up again.
 # The Dockerfile repeats the pip steps; tests/test_setup.py holds the two together.
-$(INSTALLED): requirements.txt requirements-unsloth.txt requirements-gpu.txt
+$(INSTALLED): requirements.txt requirements-unsloth.txt requirements-gpu.txt requirements-xformers.txt
 	@rm -f $@
-	@if [ "$(NVIDIA)" = yes ] && [ "$(DRIVER)" -lt $(MIN_DRIVER) ] 2>/dev/null; then \
-	  echo "The NVIDIA driver here is $(DRIVER); the pinned torch is built for CUDA 13 and needs $(MIN_DRIVER) or newer." >&2; \
-	  echo "Take a machine with a newer driver (hosts let you filter for CUDA 13), or put a build of the same torch" >&2; \
-	  echo "for an older CUDA into $(VENV) yourself and run: make setup MIN_DRIVER=0" >&2; \
+	@if [ "$(origin TORCH_INDEX) $(NVIDIA)" = "file yes" ] && [ "$(DRIVER)" -lt $(CUDA12_DRIVER) ] 2>/dev/null; then \
+	  echo "The NVIDIA driver here is $(DRIVER), too old for either build of the pinned torch: PyPI's for CUDA 13 needs" >&2; \
+	  echo "$(CUDA13_DRIVER) or newer, PyTorch's for CUDA 12.6 ($(CUDA12_INDEX)) $(CUDA12_DRIVER) or newer." >&2; \
+	  echo "Take a machine with a newer driver (hosts let you filter for the CUDA version), or name a wheel index that" >&2; \
+	  echo "has this torch for an older CUDA: make setup TORCH_INDEX=https://..." >&2; \
 	  exit 1; \
 	fi
 	@$(VENV_PYTHON) -c 'import pip, sys; $(IN_RANGE)' 2>/dev/null || { \
@@ -95,10 +118,17 @@ $(INSTALLED): requirements.txt requirements-unsloth.txt requirements-gpu.txt
 	  echo "Install one (on Debian and Ubuntu python3-venv too), or name it: make setup PYTHON=/path/to/python3.12" >&2; \
 	  exit 1; \
 	}
+	@if [ -n "$(REPLACED)" ]; then set -x; $(VENV_PYTHON) -m pip uninstall -y $(REPLACED); fi
+	@if [ -n "$(TORCH_INDEX)" ]; then set -x; $(PIP_INSTALL) --no-deps --index-url "$(TORCH_INDEX)" torch -c requirements.txt; fi
 	$(PIP_INSTALL) -r requirements.txt
 	$(PIP_INSTALL) --no-deps -r requirements-unsloth.txt
 	@if [ "$(NVIDIA)" = yes ]; then set -x; $(PIP_INSTALL) -c requirements.txt -r requirements-gpu.txt; fi
-	@touch $@
+	@if [ "$(NVIDIA)" = yes ]; then \
+	  $(PIP_INSTALL) --no-deps --index-url "$(XFORMERS_INDEX)" -r requirements-xformers.txt \
+	  && $(VENV_PYTHON) -c '$(XFORMERS_LOADS)' && echo "attention: xFormers, it loads beside this torch" \
+	  || { $(VENV_PYTHON) -m pip uninstall -y xformers; echo "attention: torch's SDPA; xFormers is left out, no build loads here"; }; \
+	fi
+	@echo "$(CHOICE)" > $@
 
 $(OPTIONAL): requirements-optional.txt $(INSTALLED)
 	@rm -f $@

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from toolkit.hardware import OLDEST_DRIVER
+from toolkit.doctor.machine import PYTHONS
+from toolkit.hardware import CUDA12_INDEX, OLDEST_DRIVER
 from toolkit.recipe.load import RECIPES, load, names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,9 +35,9 @@ def requirements(name: str) -> dict[str, str]:
 
 
 def pip_steps(name: str) -> list[str]:
-    """The options of each `pip install` in a file, in order."""
-    found = re.findall(r"(?:\$\(PIP_INSTALL\)|python -m pip install) (-.*?\.txt)(?=;|\n)", text(name))
-    return [step.strip() for step in found]
+    """The options of each `pip install` in a file, in order; which index a variable names is left out."""
+    found = re.findall(r"(?:\$\(PIP_INSTALL\)|python -m pip install) (-.*?\.txt)(?=;| \\|\n)", text(name))
+    return [re.sub(r'"\$[^"]*"', "INDEX", step.strip()) for step in found]
 
 
 # Requirements ----------------------------------------------------------------------------------------------
@@ -60,10 +61,15 @@ def test_the_unsloth_pair_has_one_version() -> None:
 # Make ------------------------------------------------------------------------------------------------------
 
 STUB = """#!/bin/sh
-# Stands in for a Python: answers the version check, makes a venv of itself, writes down what pip was asked.
+# Stands in for a Python: answers the version check, makes a venv of itself, writes down what pip was asked, and loads
+# xFormers unless it is BROKEN.
 case "$1 $2" in
+  "-c from xformers"*) test -z "$BROKEN" ;;
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  "-m pip") shift 3; echo "$@" >> pip.log; test -z "$FAIL" || case "$*" in *"$FAIL"*) exit 1 ;; esac ;;
+  "-m pip")
+    test "$3" = install || echo "$3" >> pip.log
+    shift 3; echo "$@" >> pip.log
+    test -z "$FAIL" || case "$*" in *"$FAIL"*) exit 1 ;; esac ;;
   *) echo 1 ;;
 esac
 """
@@ -110,7 +116,10 @@ def asked_of_pip(checkout: Path) -> list[str]:
 
 
 CPU_STEPS = ["-r requirements.txt", "--no-deps -r requirements-unsloth.txt"]
+TORCH_STEP = "--no-deps --index-url INDEX torch -c requirements.txt"
 GPU_STEP = "-c requirements.txt -r requirements-gpu.txt"
+XFORMERS_STEP = "--no-deps --index-url INDEX -r requirements-xformers.txt"
+CUDA13_INDEX = "https://download.pytorch.org/whl/cu130"
 OPTIONAL_STEP = "-c requirements.txt -r requirements-optional.txt"
 DEV_STEP = "-r requirements-dev.txt"
 ALL_STEPS = [*CPU_STEPS, OPTIONAL_STEP, DEV_STEP]
@@ -125,11 +134,51 @@ def test_setup_takes_the_first_python_that_runs_and_installs_once(checkout: Path
     assert asked_of_pip(checkout) == CPU_STEPS
 
 
+def gpu_steps(index: str) -> list[str]:
+    """What is installed on a machine with a GPU; torch is from `index`, "" is PyPI."""
+    torch = [TORCH_STEP.replace("INDEX", index)] if index else []
+    return [*torch, *CPU_STEPS, GPU_STEP, XFORMERS_STEP.replace("INDEX", index or CUDA13_INDEX)]
+
+
 @needs_make
-def test_setup_adds_the_gpu_packages_where_a_driver_is(checkout: Path) -> None:
+@pytest.mark.parametrize(
+    ("driver", "index"),
+    [("595", ""), ("580", ""), ("579", CUDA12_INDEX), ("550", CUDA12_INDEX), ("525", CUDA12_INDEX), ("", "")],
+)
+def test_the_driver_chooses_the_build_of_torch(checkout: Path, driver: str, index: str) -> None:
     executable(checkout / "bin" / "python3.12", STUB)
-    assert make(checkout, "setup", NVIDIA="yes", DRIVER="580").returncode == 0
-    assert asked_of_pip(checkout) == [*CPU_STEPS, GPU_STEP]
+    done = make(checkout, "setup", NVIDIA="yes", DRIVER=driver)
+    assert done.returncode == 0
+    assert asked_of_pip(checkout) == gpu_steps(index)
+    assert "attention: xFormers" in done.stdout
+
+
+@needs_make
+def test_an_index_that_is_named_wins_and_moves_what_is_installed(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    mirror = "https://mirror.example/cu126"
+    make(checkout, "setup", NVIDIA="yes", DRIVER="580")
+    (checkout / "pip.log").unlink()
+    make(checkout, "setup", f"TORCH_INDEX={mirror}", NVIDIA="yes", DRIVER="580")
+    assert asked_of_pip(checkout) == ["uninstall", "-y torch xformers", *gpu_steps(mirror)]
+    make(checkout, "setup", f"TORCH_INDEX={mirror}", NVIDIA="yes", DRIVER="580")
+    make(checkout, "setup", NVIDIA="yes", DRIVER="580")
+    assert len(asked_of_pip(checkout)) == 2 + len(gpu_steps(mirror)), (
+        "the choice stays, unless another is named"
+    )
+    (checkout / "pip.log").unlink()
+    make(checkout, "setup", "TORCH_INDEX=", NVIDIA="yes", DRIVER="580")
+    assert asked_of_pip(checkout) == ["uninstall", "-y torch xformers", *gpu_steps("")]
+
+
+@needs_make
+@pytest.mark.parametrize("broken", [{"BROKEN": "1"}, {"FAIL": "requirements-xformers.txt"}])
+def test_an_xformers_that_does_not_load_is_left_out(checkout: Path, broken: dict[str, str]) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    done = make(checkout, "setup", NVIDIA="yes", DRIVER="580", **broken)
+    assert done.returncode == 0
+    assert asked_of_pip(checkout) == [*gpu_steps(""), "uninstall", "-y xformers"]
+    assert "attention: torch's SDPA; xFormers is left out" in done.stdout
 
 
 @needs_make
@@ -145,18 +194,35 @@ def test_only_tests_and_lint_add_the_optional_packages_and_the_tools(checkout: P
 
 
 @needs_make
-def test_setup_refuses_an_old_driver_before_it_downloads(checkout: Path) -> None:
+def test_setup_refuses_a_driver_for_neither_build_before_it_downloads(checkout: Path) -> None:
     executable(checkout / "bin" / "python3.12", STUB)
-    refused = make(checkout, "setup", NVIDIA="yes", DRIVER="550")
+    refused = make(checkout, "setup", NVIDIA="yes", DRIVER="470")
     assert refused.returncode
-    assert "driver here is 550" in refused.stderr
-    assert "580 or newer" in refused.stderr
+    for words in (
+        "driver here is 470",
+        "580 or newer",
+        "525 or newer",
+        CUDA12_INDEX,
+        "make setup TORCH_INDEX=",
+    ):
+        assert words in refused.stderr
     assert not asked_of_pip(checkout)
-    assert make(checkout, "setup", NVIDIA="yes", DRIVER="550", MIN_DRIVER="0").returncode == 0
+    assert make(checkout, "setup", "TORCH_INDEX=", NVIDIA="yes", DRIVER="470").returncode == 0
 
 
-def test_the_oldest_driver_is_the_toolkits() -> None:
-    assert f"MIN_DRIVER ?= {OLDEST_DRIVER[13]}#" in text("Makefile")
+def test_drivers_indexes_and_pythons_are_the_toolkits() -> None:
+    makefile, dockerfile = text("Makefile"), text("Dockerfile")
+    assert f"CUDA13_DRIVER := {OLDEST_DRIVER[13]}\nCUDA12_DRIVER := {OLDEST_DRIVER[12]}\n" in makefile
+    assert f"CUDA12_INDEX := {CUDA12_INDEX}\n" in makefile
+    assert f"CUDA13_INDEX := {CUDA13_INDEX}\n" in makefile and f"TORCH_INDEX:-{CUDA13_INDEX}}}" in dockerfile
+    assert (
+        f"driver {OLDEST_DRIVER[13]} or newer" in dockerfile and f"from {OLDEST_DRIVER[12]} on" in dockerfile
+    )
+    assert f"TORCH_INDEX={CUDA12_INDEX}" in dockerfile
+    oldest, newest = PYTHONS
+    assert f"{oldest} <= sys.version_info[:2] <= {newest}" in makefile
+    for page in ("README.md", "docs/runs.md", "docs/troubleshooting.md"):
+        assert f"driver {OLDEST_DRIVER[12]} or newer" in text(page)
 
 
 @needs_make
@@ -228,8 +294,10 @@ def test_run_goes_through_the_three_scripts(checkout: Path) -> None:
 
 def test_the_image_is_installed_like_the_makefile_does() -> None:
     makefile, image = pip_steps("Makefile"), pip_steps("Dockerfile")
-    assert makefile == [*CPU_STEPS, GPU_STEP, OPTIONAL_STEP, DEV_STEP]
+    assert makefile == [TORCH_STEP, *CPU_STEPS, GPU_STEP, XFORMERS_STEP, OPTIONAL_STEP, DEV_STEP]
     assert image == makefile[:-1], "the tools for tests stay out of the image, all else is the same"
+    (proof,) = re.findall(r"^XFORMERS_LOADS := (.*)$", text("Makefile"), re.MULTILINE)
+    assert f"python -c '{proof}'" in text("Dockerfile")
 
 
 def test_the_build_context_holds_what_the_image_copies() -> None:
