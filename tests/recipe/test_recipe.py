@@ -46,6 +46,22 @@ def problems(*overrides: str, recipe: str = "tiny") -> str:
         ("memory.per_device_train_batch_size=3", "accumulation must be whole"),
         ("compare.measures.brief=(", "--set compare.measures.brief: got '(': not a regular expression"),
         ("compare.measures={a|b: x}", "compare.measures: got 'a|b': String should match pattern"),
+        ("seed=4294967296", "less than 4294967296"),
+        ("sft.num_train_epochs=.inf", "should be a finite number"),
+        ("dpo.learning_rate=.inf", "should be a finite number"),
+        ("model.architecture.num_hidden_layers=1000000000", "less than or equal to 1000"),
+        ("sft.max_steps=1" + "0" * 400, "at most 2,147,483,647"),
+        ("sft.learning_rate=1" + "0" * 400, "Input should be"),
+        ("sft.max_steps=" + "9" * 5000, "the value is not valid YAML"),
+        ("sft.max_steps=2021-13-40", "the value is not valid YAML"),
+        ("sft=" + "[" * 5000 + "]" * 5000, "nested too deep"),
+        ("a=&p [*p]", "an alias of itself"),
+        ("my-key=1", "--set my-key: unknown key"),
+        ("1=1", "--set 1: unknown key"),
+        ("\N{SNOWMAN}=1", "unknown key"),
+        ("lora.lora-alpha=1", "unknown key; did you mean 'lora_alpha'?"),
+        ("sft.datasets.\N{SUPERSCRIPT TWO}=x", "is none of its positions"),
+        ("compare.prompts=[' ']", "compare.prompts.0"),
     ],
 )
 def test_a_wrong_override_says_what_is_allowed(override: str, said: str) -> None:
@@ -88,6 +104,15 @@ def test_a_recipe_without_measures_of_its_own_has_none(tmp_path: Path) -> None:
         ("a: 1\na: 2", "duplicate key"),
         ("- a", "a recipe is a mapping"),
         ("", "a recipe is a mapping"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("a: " + "[" * 5000, "nested too deep"),
+        (
+            "a0: &a0 [x]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)),
+            "100,000 values",
+        ),
+        ("#" * 2**20 + "\n", "longer than 1,048,576 characters"),
+        ("my-note: 1\n1: 2\n\N{SNOWMAN}: 3\n", "my-note: unknown key"),
     ],
 )
 def test_a_file_that_is_no_recipe(text: str, said: str, tmp_path: Path) -> None:
@@ -224,3 +249,9 @@ def test_only_keys_without_a_default_are_asked_for(short: Path) -> None:
 
 def test_the_document_is_that_of_the_schema() -> None:
     assert (ROOT / "docs/recipe.md").read_text() == markdown(), "`make docs` writes it again"
+
+
+@pytest.mark.parametrize("name", ["...yaml", "..yaml"])
+def test_a_recipe_file_that_would_name_a_folder_above_its_runs_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(load("tiny").to_yaml())
+    assert "rename it" in problems(recipe=str(tmp_path / name))

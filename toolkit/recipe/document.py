@@ -132,7 +132,7 @@ def _type(annotation: Any, limits: Iterable[Any] = ()) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     words = [
-        f"{sign} {getattr(limit, name):g}"
+        f"{sign} {getattr(limit, name):,}"
         for limit in limits
         for kind, name, sign in LIMITS
         if type(limit) is kind

@@ -57,7 +57,7 @@ only_exports = partial(Key, Role.EXPORT)
 class Section(BaseModel):
     """A mapping of the recipe. A class whose field lacks its `Key` raises TypeError when it is defined."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

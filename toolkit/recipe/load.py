@@ -27,10 +27,11 @@ def load(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     problems = [problem for override in overrides if (problem := yaml_file.override(raw, override, Recipe))]
     if problems:
         raise UserError(*problems)
+    values = yaml_file.plain(raw, file)
     try:
-        recipe = Recipe.model_validate(yaml_file.plain(raw))
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(*yaml_file.explain(error, Recipe, raw, file, overrides)) from None
+        raise UserError(*yaml_file.explain(error, Recipe, raw, values, file, overrides)) from None
     recipe._file = file
     return recipe
 
@@ -43,6 +44,10 @@ def names() -> list[str]:
 def _find(name_or_path: str) -> Path:
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         path = Path(name_or_path)
+        if not path.stem.strip("."):
+            raise UserError(
+                f"recipe file {name_or_path}: {path.stem!r} would be the folder of its runs; rename it"
+            )
         if path.is_file():
             return path.absolute()
         raise UserError(f"no recipe file {name_or_path} (looked in {Path.cwd()})")

@@ -54,7 +54,7 @@ class Recipe(Section):
     ] = None
     seed: Annotated[
         int,
-        Field(ge=0),
+        Field(ge=0, lt=2**32),  # what numpy takes
         shapes_rows("of row order, LoRA, dropout and sampling", "Unsloth's notebooks", "split"),
     ] = 3407
     model: Model

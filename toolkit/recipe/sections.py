@@ -9,11 +9,21 @@ from pydantic import AfterValidator, Field
 
 from toolkit.recipe.fields import Section, on_machine, only_exports, only_watches, shapes_rows, shapes_weights
 
-PositiveInt = Annotated[int, Field(gt=0)]
+
+def _in_32_bits(value: int) -> int:
+    if value >= 2**31:
+        raise ValueError(f"at most {2**31 - 1:,}, what 32-bit integers hold")
+    return value
+
+
+Int = Annotated[int, AfterValidator(_in_32_bits)]
+PositiveInt = Annotated[Int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Texts = tuple[str, ...]
+Prompt = Annotated[str, Field(pattern=r"\S")]
+MOST_LAYERS = 1000  # the deepest model has 126: the plan walks over each
 
 
 def _compiles(pattern: str) -> str:
@@ -39,7 +49,7 @@ PROMPTS = (
 class Architecture(Section):
     """The numbers a plan needs, from the model's config.json, so that it can be made offline; checked at load."""
 
-    num_hidden_layers: Annotated[PositiveInt, shapes_weights("decoder layers")]
+    num_hidden_layers: Annotated[int, Field(gt=0, le=MOST_LAYERS), shapes_weights("decoder layers")]
     hidden_size: Annotated[PositiveInt, shapes_weights("width of the residual stream")]
     intermediate_size: Annotated[PositiveInt, shapes_weights("width of the MLP")]
     num_attention_heads: Annotated[PositiveInt, shapes_weights("query heads")]
@@ -132,7 +142,7 @@ class Compare(Section):
     """What `run_compare.py` asks base, SFT and DPO, and how they answer; each stage's report asks the same prompts."""
 
     prompts: Annotated[
-        Texts,
+        tuple[Prompt, ...],
         Field(min_length=1, strict=False),
         only_watches("prompts that are answered side by side", "three of general use; your own say more"),
     ] = PROMPTS

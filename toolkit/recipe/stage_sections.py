@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from toolkit.recipe.fields import Section, only_watches, shapes_rows, shapes_weights
-from toolkit.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from toolkit.recipe.sections import Fraction, Int, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class TopK(Section):
@@ -68,7 +68,7 @@ class StageSection(Section):
         shapes_rows("sets that are held out", "none", "held_out"),
     ] = ()
     eval_rows: Annotated[
-        int,
+        Int,
         Field(ge=0),
         shapes_rows(
             "rows of `datasets` that are held out, by prompt", "none; 500 tell a loss to 0.02", "split"
@@ -94,7 +94,7 @@ class StageSection(Section):
             "keep system turns, or merge them into the first user turn", "most templates have one", "split"
         ),
     ] = "keep"
-    max_length: Annotated[int, Field(ge=8), shapes_rows("tokens of a row at most", "Unsloth's notebooks")] = (
+    max_length: Annotated[Int, Field(ge=8), shapes_rows("tokens of a row at most", "Unsloth's notebooks")] = (
         2048
     )
     overlong: Annotated[

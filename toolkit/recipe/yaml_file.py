@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import io
+import itertools
+import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from toolkit.errors import UserError
+
+MAX_CHARACTERS = 2**20
+MAX_VALUES = 100_000  # of a recipe: an alias of aliases multiplies what it names
+MAX_DEPTH = 200  # of brackets
+MOST_SHOWN = 80  # characters of a value that is wrong
 
 
 def dump(values: dict[str, Any], defaults: Container[tuple[str | int, ...]] = ()) -> str:
@@ -51,30 +58,80 @@ def _null(representer: Any, value: None) -> Any:
 
 
 def read(file: Path) -> Any:
+    """The mapping of a recipe file, with its line numbers. Raises UserError for a file that holds none."""
     try:
-        raw = _yaml().load(file.read_text(encoding="utf-8"))
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{file}{where}: not valid YAML: {what}") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{file}: longer than {MAX_CHARACTERS:,} characters; a recipe takes a few thousand")
+    try:
+        raw = _parsed(text)
+    except _Unreadable as unreadable:
+        raise UserError(f"{file}{unreadable.where}: not valid YAML: {unreadable}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file}: a recipe is a mapping of keys, got {type(raw).__name__}")
     return raw
 
 
-def plain(node: Any) -> Any:
-    """The YAML tree without the round-trip types that carry its line numbers."""
-    if isinstance(node, dict):
-        return {str(key): plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+class _Unreadable(Exception):
+    """What is wrong with a YAML text, and `where`, as `:line:column`."""
+
+    def __init__(self, what: str, where: str = ""):
+        super().__init__(what)
+        self.where = where
+
+
+def _parsed(text: str) -> Any:
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        if depth > MAX_DEPTH:  # the parser's time grows with its square: 7 s for 5,000
+            raise _Unreadable("nested too deep")
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise _Unreadable(what, where) from None
+    except RecursionError:
+        raise _Unreadable("nested too deep") from None
+    except (
+        Exception
+    ) as error:  # a date of month 13, an integer of 5,000 digits: whatever its types cannot hold
+        raise _Unreadable((str(error).splitlines() or [type(error).__name__])[0]) from None
+
+
+def plain(raw: Any, file: Path) -> Any:
+    """The YAML tree without the round-trip types that carry its line numbers, aliases written out.
+
+    Raises UserError, naming the file, where that takes more than MAX_VALUES values, as an alias of itself does.
+    """
+    num_values = itertools.count(1)
+
+    def copy(node: Any) -> Any:
+        if next(num_values) > MAX_VALUES:
+            raise UserError(
+                f"{file}: holds more than {MAX_VALUES:,} values once its aliases are written out, or an alias of "
+                "itself: a recipe has a few hundred; write them in full"
+            )
+        if isinstance(node, dict):
+            return {str(key): copy(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [copy(value) for value in node]
+        for kind in (bool, int, float, str):
+            if isinstance(node, kind):
+                return kind(node)
+        return node
+
+    try:
+        return copy(raw)
+    except RecursionError:
+        raise UserError(f"{file}: nested too deep, or an alias of itself: write its values in full") from None
 
 
 def override(raw: Any, text: str, schema: type[BaseModel]) -> str | None:
@@ -86,19 +143,19 @@ def override(raw: Any, text: str, schema: type[BaseModel]) -> str | None:
     if not equals or not dotted:
         return f"--set {text}: expected dotted.path=value, for example --set dpo.beta=0.2"
     try:
-        value = _yaml().load(value_text)
-    except YAMLError as error:
-        return f"--set {text}: the value is not valid YAML: {getattr(error, 'problem', None) or error}"
+        value = _parsed(value_text)
+    except _Unreadable as unreadable:
+        return f"--set {text}: the value is not valid YAML: {unreadable}"
     node, keys = raw, dotted.split(".")
     for depth, key in enumerate(keys):
         here = ".".join(keys[:depth]) or "the recipe"
         last = depth == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not (key.isascii() and key.isdigit()) or len(key) > 9 or int(key) >= len(node):
                 return f"--set {text}: {here} is a list of {len(node)}; {key!r} is none of its positions"
             key = int(key)  # type: ignore[assignment]
         elif not isinstance(node, dict):
-            return f"--set {text}: {here} is {node!r}, which has no key {key!r}"
+            return f"--set {text}: {here} is {_short(node)}, which has no key {key!r}"
         elif not last and key not in node:
             known = _keys_at(keys[:depth], schema)
             if key not in known or not _section_at(keys[: depth + 1], schema):
@@ -117,15 +174,22 @@ def _near(key: str, known: list[str]) -> str:
 
 
 def explain(
-    error: ValidationError, schema: type[BaseModel], raw: Any, file: Path, overrides: tuple[str, ...]
+    error: ValidationError,
+    schema: type[BaseModel],
+    raw: Any,
+    values: Any,
+    file: Path,
+    overrides: tuple[str, ...],
 ) -> list[str]:
-    """One line a problem, in the order of the file; the missing keys of a section share theirs."""
+    """One line a problem, in the order of the file; the missing keys of a section share theirs.
+
+    `values` is what was validated, `raw` the same with line numbers.
+    """
     overridden = {override.partition("=")[0] for override in overrides}
     missing: dict[tuple[Any, ...], list[str]] = {}
     found: dict[tuple[Any, ...], list[str]] = {}
     for problem in error.errors(include_url=False):
-        # pydantic adds the branch of a union ("constrained-int") to the path
-        loc = tuple(part for part in problem["loc"] if isinstance(part, int) or part.isidentifier())
+        loc = _keys_of(problem, values)
         if problem["type"] == "missing":
             missing.setdefault(loc[:-1], []).append(str(loc[-1]))
         else:
@@ -143,12 +207,37 @@ def explain(
     return [text for _, text in sorted(lines, key=lambda item: item[0])]
 
 
+def _keys_of(problem: Any, values: Any) -> tuple[str | int, ...]:
+    """The path of a problem, without the branches of unions ("constrained-int") that pydantic puts into it."""
+    keys: list[str | int] = []
+    *before, last = problem["loc"] or (None,)
+    for part in before:
+        if _holds(values, part):
+            keys.append(part)
+            values = values[part]
+    if last is not None and (problem["type"] == "missing" or _holds(values, last)):
+        keys.append(last)
+    return tuple(keys)
+
+
+def _holds(values: Any, key: str | int) -> bool:
+    return key in values if isinstance(values, dict) else isinstance(values, list) and isinstance(key, int)
+
+
 def _what(problem: Any, loc: tuple[Any, ...], schema: type[BaseModel]) -> str:
     got = problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"unknown key{_near(str(loc[-1]), _keys_at(loc[:-1], schema))}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return message if isinstance(got, (dict, list)) else f"got {got!r}: {message}"
+    return message if isinstance(got, (dict, list)) else f"got {_short(got)}: {message}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = f"an integer of {value.bit_length():,} bits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _keys_at(loc: Sequence[Any], schema: type[BaseModel]) -> list[str]:
@@ -186,8 +275,12 @@ def _line(raw: Any, loc: tuple[Any, ...]) -> int:
         if position is None:
             break
         try:
-            line = (position.key(part) if isinstance(node, dict) else position.item(part))[0] + 1
+            if isinstance(node, dict):
+                part = next(key for key in node if str(key) == part)  # an integer, say
+                line = position.key(part)[0] + 1
+            else:
+                line = position.item(part)[0] + 1
             node = node[part]
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, StopIteration):
             break
     return line
