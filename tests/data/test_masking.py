@@ -1,5 +1,6 @@
 import json
 import pickle
+import time
 from collections import Counter
 
 import pytest
@@ -69,6 +70,33 @@ def trained_runs(result: TokenizedChat) -> list[list[int]]:
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
+
+
+def test_added_tokens_that_are_not_special_are_text() -> None:
+    tokenizer = Tokenizer.from_str(byte_level().to_str())
+    tokenizer.add_tokens(["<think>"])
+    [result] = Masking(tokenizer, LLAMA3, "<|eot_id|>", WHOLE).chats([chat("the", "<think> an")])
+    assert tokenizer.token_to_id("<think>") in result.labels
+
+
+@pytest.mark.parametrize("overlong", ["cut", "drop"])
+@pytest.mark.parametrize("max_length", [1, 100, 2000, 2900])
+def test_of_many_turns_those_beyond_max_length_change_nothing(
+    overlong: str, max_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = chat(*["the", "an"] * 150)
+    mask = masking("bytes", "llama3", max_length, overlong)
+    found = mask.chats([row])
+    monkeypatch.setattr("toolkit.data.masking.FEW_REPLIES", 1000)
+    assert found == mask.chats([row])
+
+
+@pytest.mark.parametrize("overlong", ["cut", "drop"])
+def test_a_row_of_a_hundred_thousand_turns_takes_seconds(overlong: str) -> None:
+    begun = time.perf_counter()
+    [result] = masking("bytes", "llama3", 512, overlong).chats([chat(*["the", "an"] * 50_000)])
+    assert time.perf_counter() - begun < 20
+    assert result is Reason.ANSWER_CUT if overlong == "drop" else result.cut and result.num_trained
 
 
 # Known answers ------------------------------------------------------------------------------------------
@@ -234,6 +262,8 @@ LLAMA3 = template("llama3", "<|begin_of_text|>")
 UNMASKABLE = [
     (LLAMA3, "<|eot_id|>", chat("the <|eot_id|>", "an"), Reason.SPECIAL_TOKEN_IN_TEXT),
     (LLAMA3, "<|eot_id|>", chat("the", "an <|begin_of_text|>"), Reason.SPECIAL_TOKEN_IN_TEXT),
+    (LLAMA3, "<|eot_id|>", chat("the", "an <|end_of_text|>"), Reason.SPECIAL_TOKEN_IN_TEXT),
+    (LLAMA3, "<|eot_id|>", chat("the <bos>", "an"), Reason.SPECIAL_TOKEN_IN_TEXT),  # of another template
     (LLAMA3, "<|eot_id|>", chat("the \ud83d", "an"), Reason.BROKEN_TEXT),
     (
         template("gemma"),

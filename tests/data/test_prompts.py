@@ -81,3 +81,22 @@ def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:
     questions.write_text('{"messages": []}\n')
     with pytest.raises(UserError, match="row 1"):
         read_questions(load("tiny", (f"compare.questions={questions}",)))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "How many?"}], "answer": 3},
+        {"messages": [{"role": "user", "content": "How many?"}], "answers": []},
+        {"messages": [{"role": "user", "content": "How many?"}], "answers": ["three", 3]},
+        {"messages": [{"role": "user", "content": "How many?"}], "answer": " "},
+        {"messages": "How many?", "answer": "three"},
+    ],
+)
+def test_a_question_without_an_answer_to_look_for_is_found_before_anything_is_asked(
+    row: dict[str, object], tmp_path: Path
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(UserError, match="row 1: JSON lines of"):
+        read_questions(load("tiny", (f"compare.questions={file}",)))

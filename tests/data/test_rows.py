@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from toolkit.data.json_stream import Repeated
 from toolkit.data.rows import Pair, Reason, recognise, to_messages, to_pair
 from toolkit.data.schemas import SCHEMAS
 from toolkit.errors import UserError
@@ -21,6 +22,7 @@ def sharegpt(*turns: str) -> list[dict[str, str]]:
 CHATML = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
 TRANSCRIPT = "\n\nHuman: Hi\nthere\n\nAssistant: Yes?\n\nHuman: Go"
 PARTS = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+VALUES = [{"type": "text", "value": "Hel"}, {"type": "text", "value": "lo"}]
 TURN = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
 
 CHAT_ROWS = [
@@ -36,6 +38,13 @@ CHAT_ROWS = [
         {"messages": [{"role": "user", "content": "Q", "from": None, "value": None}, *say("a A")]},
         say("u Q", "a A"),
     ),
+    ("messages", {"messages": [{"role": "user", "content": VALUES}, *say("a A")]}, say("u Hello", "a A")),
+    (
+        "messages",
+        {"messages": [{**say("u Q")[0], "weight": 0}, {**say("a A")[0], "weight": 1}]},
+        say("u Q", "a A"),
+    ),
+    ("prompt_completion", {"prompt": "Q", "completion": "A", "label": True}, say("u Q", "a A")),
     ("alpaca", {"instruction": "Add.", "input": "1, 2", "output": "3"}, say("u Add.\n\n1, 2", "a 3")),
     ("alpaca", {"instruction": "Add.", "input": " ", "output": "3"}, say("u Add.", "a 3")),
     ("alpaca", {"instruction": "Add.", "input": None, "output": "3"}, say("u Add.", "a 3")),
@@ -73,6 +82,14 @@ CHAT_ROWS = [
     ("alpaca", {"instruction": "Q", "input": 3, "output": "A"}, Reason.WRONG_TYPE),
     ("alpaca", {"instruction": "Q", "output": ""}, Reason.EMPTY_REPLY),
     ("prompt_completion", {"prompt": "Q", "completion": None}, Reason.MISSING_CONTENT),
+    ("prompt_completion", {"prompt": "Q", "completion": "A", "label": False}, Reason.LABELLED_BAD),
+    ("prompt_completion", Repeated({"prompt": "Q", "completion": "A"}), Reason.REPEATED_KEY),
+    ("messages", {"messages": [*say("u Q"), {**say("a A")[0], "loss_weight": 0.0}]}, Reason.WEIGHTED_TURN),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "image", "value": "x"}]}]},
+        Reason.WRONG_TYPE,
+    ),
     ("chatml", {"text": "Hi<|im_start|>user\nQ<|im_end|>"}, Reason.UNPARSABLE_MARKUP),
     ("chatml", {"text": "<|im_start|>user\nQ\n<|im_start|>assistant\nA"}, Reason.UNPARSABLE_MARKUP),
     ("chatml", {"text": "plain"}, Reason.UNPARSABLE_MARKUP),
@@ -124,6 +141,7 @@ PAIR_ROWS = [
     # what is not used, and why
     ("prompt_chosen_rejected", {"prompt": "Q", "chosen": "A", "rejected": " A\n"}, Reason.EQUAL_REPLIES),
     ("prompt_chosen_rejected", {"prompt": "Q", "chosen": "A", "rejected": ""}, Reason.EMPTY_REPLY),
+    ("prompt_chosen_rejected", Repeated({"prompt": "Q", **REPLIES}), Reason.REPEATED_KEY),
     ("prompt_chosen_rejected", {"prompt": "Q", "chosen": True, "rejected": "B"}, Reason.WRONG_TYPE),
     ("prompt_chosen_rejected", {"prompt": None, **REPLIES}, Reason.MISSING_CONTENT),
     (

@@ -159,3 +159,14 @@ def test_a_mix_by_weight_takes_each_row_once_and_keeps_the_shares(sizes, weights
         assert count <= size and abs(count - most * weight) <= 1
         assert [row for i, row in order if i == which] == list(range(count))
     assert any(count == size for size, count in zip(sizes, taken, strict=True))
+
+
+def test_integers_are_compared_exactly_and_however_long() -> None:
+    columns = {
+        "id": [9007199254740992, 9007199254740993, "9007199254740993", int("9" * 400), 9007199254740993.0]
+    }
+    everything = Selection.of(5)
+    assert everything.where("id == 9007199254740993", columns).rows == (1, 2)
+    assert everything.where(f"id == {'9' * 400}", columns).rows == (3,)
+    assert everything.where("id > 1e300", columns).rows == (3,)
+    assert everything.top(1, "id", columns).rows == (3,)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.data.json_stream import Repeated
+from toolkit.data.reasons import Reason
+from toolkit.data.rows import to_item, to_messages
 from toolkit.data.sources import MAX_ROW_BYTES, find_files, read_batches, read_rows
 from toolkit.errors import UserError
 
@@ -202,3 +205,45 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         cwd=Path(__file__).parents[2],
     )
     assert float(out.stdout) < 40  # MiB
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"a": 1}] [{"a": 2}]', "row 2: is not valid JSON: something follows the array"),
+        ('[{"a": 1}]' + " " * 2**21 + "x", "something follows the array"),
+        ('{"a": 1} x', "row 2: is not valid JSON"),
+    ],
+)
+def test_what_follows_the_rows_of_a_json_file_is_not_lost(content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        list(read_rows([write(tmp_path / "a.json", content)]))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_row_that_names_a_key_twice_is_known_as_such(name: str, tmp_path: Path) -> None:
+    rows = '{"prompt": "a", "completion": {"x": 1, "x": 2}}\n{"prompt": "a", "completion": "b"}'
+    first, second = read_rows([write(tmp_path / name, rows)])
+    assert isinstance(first, Repeated) and not isinstance(second, Repeated)
+    assert to_messages(second, "prompt_completion") == to_item(second, "chat", "prompt_completion")
+    assert to_item(first, "chat", "prompt_completion") is Reason.REPEATED_KEY
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.ndjson", "rename it to .jsonl"),
+        ("a.json.gz", "unpack it"),
+        ("a.txt", "A text has no columns"),
+    ],
+)
+def test_a_file_that_is_almost_read_says_what_to_do(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        find_files(str(write(tmp_path / name, LINES)))
+
+
+@pytest.mark.parametrize("line", [b" " * 1000 + b"\n", b"\n"])
+def test_a_gzip_bomb_is_not_read_to_its_end(line: bytes, tmp_path: Path) -> None:
+    bomb = write(tmp_path / "a.jsonl.gz", gzip.compress(line * (2**23 // len(line))))
+    with pytest.raises(UserError, match="unpacks to more than 100 times its size"):
+        list(read_rows([bomb]))

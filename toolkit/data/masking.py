@@ -24,6 +24,8 @@ from toolkit.recipe.stages import RowKind
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy ignores
 
+FEW_REPLIES = 64  # up to so many are all looked at
+
 Span = tuple[int, int]  # [start, end)
 
 
@@ -51,6 +53,21 @@ class TokenizedPair(NamedTuple):
 def generation_prompt(template: ChatTemplate, messages: Messages) -> str:
     """The text that a model continues with its reply, as training saw it. Raises TemplateRefused."""
     return template.render(messages, add_generation_prompt=True).rstrip(" ")
+
+
+def special_tokens(tokenizer: Tokenizer, template: ChatTemplate, end_of_turn: str) -> re.Pattern[str]:
+    """Finds what no turn may hold as text, because it would become a token that is more than text.
+
+    These are the tokens that the tokenizer calls special, BOS, EOS and the end of turn, those that the template
+    writes, and its markers: ChatML in ordinary text is made of none of the tokenizer's own. Added tokens that the
+    tokenizer does not call special are its way to write text (Gemma's newlines and tags, Qwen's <think>).
+    """
+    added = tokenizer.get_added_tokens_decoder().values()
+    tokens = {end_of_turn, template.bos_token, template.eos_token}
+    tokens.update(token.content for token in added if token.special)
+    tokens.update(template.special_tokens([token.content for token in added]))
+    tokens.update(template.markers())
+    return re.compile("|".join(re.escape(token) for token in sorted(filter(None, tokens))))
 
 
 @dataclass(frozen=True)
@@ -118,13 +135,29 @@ class Masking:
             whole = self.template.render(messages)
             whole.encode()
             replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            return whole, [self._reply(whole, messages, i) for i in replies[-1 if only_last else 0 :]]
+            if only_last or len(replies) <= FEW_REPLIES:
+                return whole, [self._reply(whole, messages, i) for i in replies[-1 if only_last else 0 :]]
+            return whole, self._replies_that_fit(whole, messages, replies)
         except TemplateRefused:
             return Reason.TEMPLATE_REFUSED
         except UnicodeEncodeError:
             return Reason.BROKEN_TEXT
         except Unusable as unusable:
             return unusable.reason
+
+    def _replies_that_fit(self, whole: str, messages: Messages, replies: list[int]) -> list[Span]:
+        """The spans of replies that begin within `max_length` tokens, and of the last one, which tells of a cut.
+
+        Each reply costs a render of all before it: of 100,000 turns only those are looked at that are trained.
+        """
+        [encoding] = self._encode([whole])
+        end = encoding.offsets[self.max_length][0] if len(encoding) > self.max_length else len(whole)
+        spans = []
+        for i in replies[:-1]:
+            spans.append(self._reply(whole, messages, i))
+            if spans[-1][0] > end:
+                break
+        return [*spans, self._reply(whole, messages, replies[-1])]
 
     def _reply(self, whole: str, messages: Messages, i: int) -> Span:
         """Characters of reply i in the whole render, up to and with its end-of-turn token."""
@@ -154,14 +187,7 @@ class Masking:
 
     @cached_property
     def _structural(self) -> re.Pattern[str]:
-        """Finds the tokens that give a render its structure; as text of a turn they would forge it."""
-        added = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
-        tokens = {self.end_of_turn, self.template.bos_token, self.template.eos_token}
-        tokens.update(self.template.special_tokens(added))
-        tokens.update(
-            self.template.markers()
-        )  # ChatML in ordinary text: its tokens are none of the tokenizer's own
-        return re.compile("|".join(re.escape(token) for token in sorted(filter(None, tokens))))
+        return special_tokens(self.tokenizer, self.template, self.end_of_turn)
 
     # Tokens ------------------------------------------------------------------------------------------------
 

@@ -68,21 +68,32 @@ def read_questions(recipe: Recipe) -> list[dict[str, Any]]:
     if recipe.compare.questions is None:
         return []
     file = Path(recipe.locate(recipe.compare.questions))
-    expected = "JSON lines of {messages, answer} are expected"
+    expected = "JSON lines of {messages, answer} are expected, the answer a text, or answers, a list of such"
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"compare.questions {file}: {error}; {expected}") from None
     for number, row in enumerate(rows, 1):
-        if not (isinstance(row, dict) and "messages" in row and {"answer", "answers"} & row.keys()):
+        asked = to_prompt({"messages": row.get("messages")}) if isinstance(row, dict) else Reason.WRONG_TYPE
+        if isinstance(asked, Reason) or not _are_answers(accepted(row)):
             raise UserError(f"compare.questions {file}, row {number}: {expected}")
     return rows
 
 
 def is_correct(text: str, question: dict[str, Any]) -> bool:
     """Whether one of the accepted answers occurs in the text as whole words, whatever the case."""
-    accepted = question.get("answers") or [question["answer"]]
-    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in accepted)
+    return any(
+        re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in accepted(question)
+    )
+
+
+def accepted(question: dict[str, Any]) -> list[str]:
+    """The answers that count as correct."""
+    return question.get("answers") or [question.get("answer")]
+
+
+def _are_answers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)
 
 
 def _system(recipe: Recipe) -> Messages:

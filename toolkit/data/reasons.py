@@ -16,6 +16,10 @@ class Reason(enum.StrEnum):
 
     # the row itself (schemas.py, rows.py)
     MISSING_CONTENT = "missing_content", "a column, or the text of a turn, is missing"
+    REPEATED_KEY = (
+        "repeated_key",
+        "an object of the row names a key twice, and one of its values would be lost",
+    )
     WRONG_TYPE = "wrong_type", "something else stands where text or a list of turns belongs"
     NO_TURNS = "no_turns", "the conversation has no turn"
     UNKNOWN_ROLE = (
@@ -23,6 +27,8 @@ class Reason(enum.StrEnum):
         "a turn has a role that is none of system, user, assistant, tool or an alias",
     )
     TOOL_CALL = "tool_call", "a turn calls a tool in a field of its own, which would be lost"
+    WEIGHTED_TURN = "weighted_turn", "a reply has a weight other than 1, and all replies are trained alike"
+    LABELLED_BAD = "labelled_bad", "its label is false: a reply that the set calls bad would be trained"
     OUT_OF_ORDER = "turns_out_of_order", "the turns do not alternate between user and assistant"
     ENDS_ON_USER = "ends_on_user", "the last turn is not a reply of the assistant"
     EMPTY_PROMPT = "empty_prompt", "a user turn is empty"
@@ -32,7 +38,10 @@ class Reason(enum.StrEnum):
     EARLIER_TURNS_DIFFER = "earlier_turns_differ", "chosen and rejected differ before their last turn"
     # the row under a template and a tokenizer (masking.py)
     BROKEN_TEXT = "broken_text", "the text holds half a character (a lone surrogate)"
-    SPECIAL_TOKEN_IN_TEXT = "special_token_in_text", "a turn contains, as text, a token that marks turns"
+    SPECIAL_TOKEN_IN_TEXT = (
+        "special_token_in_text",
+        "a turn contains, as text, a special token of the tokenizer or template",
+    )
     TEMPLATE_REFUSED = "template_refused", "the chat template refused the conversation"
     TEMPLATE_UNSTABLE = "template_unstable", "the template writes earlier turns differently once more follow"
     NO_END_OF_TURN = "no_end_of_turn", "the template does not close a reply with the end-of-turn token"

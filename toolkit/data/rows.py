@@ -5,6 +5,7 @@ Pairs are split on turns, never on common characters: a first word that both rep
 
 from typing import Literal, NamedTuple
 
+from toolkit.data.json_stream import Repeated
 from toolkit.data.reasons import Reason, Unusable
 from toolkit.data.schemas import PROMPTS, Row, recognise, schema_of
 from toolkit.data.turns import Messages
@@ -41,6 +42,10 @@ def to_messages(row: Row, schema: str, system: SystemTurns = "keep") -> Messages
     system turn is left out. Raises UserError for a schema that does not exist.
     """
     read = schema_of(schema, "chat").read
+    if isinstance(row, Repeated):
+        return Reason.REPEATED_KEY
+    if row.get("label") is False:  # a set for KTO: its replies are good ones and bad ones
+        return Reason.LABELLED_BAD
     try:
         return _in_order(read(row), system)
     except Unusable as unusable:
@@ -50,6 +55,8 @@ def to_messages(row: Row, schema: str, system: SystemTurns = "keep") -> Messages
 def to_pair(row: Row, schema: str, system: SystemTurns = "keep") -> Pair | Reason:
     """A row of a pair schema -> a Pair, or the reason why not. `system` and errors as in `to_messages`."""
     read = schema_of(schema, "pair").read
+    if isinstance(row, Repeated):
+        return Reason.REPEATED_KEY
     try:
         chosen, rejected = (_in_order(conversation, system) for conversation in read(row))
     except Unusable as unusable:
@@ -71,14 +78,15 @@ def to_prompt(row: Row, system: SystemTurns = "keep") -> Messages | Reason:
 
     Replies after it are left out. `system` as in `to_messages`.
     """
+    if isinstance(row, Repeated):
+        return Reason.REPEATED_KEY
     filled = [read for column, read in PROMPTS.items() if row.get(column) is not None]
     if not filled:
         return Reason.MISSING_CONTENT
     try:
         messages = filled[0](row)
-        while messages and messages[-1]["role"] not in ("user", "tool"):
-            messages = messages[:-1]
-        return _in_order(messages, system, ends_on=("user", "tool"))
+        asking = [at for at, message in enumerate(messages) if message["role"] in ("user", "tool")]
+        return _in_order(messages[: asking[-1] + 1 if asking else 0], system, ends_on=("user", "tool"))
     except Unusable as unusable:
         return unusable.reason
 

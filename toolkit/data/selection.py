@@ -37,11 +37,11 @@ class Condition(NamedTuple):
 
     column: str
     comparison: str
-    value: float | str | bool | None
+    value: int | float | str | bool | None
 
     def holds(self, value: Any) -> bool:
         """Raises TypeError where value and condition cannot be compared."""
-        is_number = isinstance(self.value, float)
+        is_number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
         if _is_missing(value) or (is_number and value == ""):
             return self.value is None and self.comparison == "=="
         if self.value is None:
@@ -66,6 +66,7 @@ _CONDITION = re.compile(
         (?P<value>"[^"]*"|'[^']*'|[^\s"']+)\s*(?P<more>and\b|$)""",
     re.VERBOSE,
 )
+_INTEGER = re.compile(r"\s*[+-]?\d{1,400}\s*")
 _WORDS: dict[str, bool | None] = {"null": None, "true": True, "false": False}
 
 
@@ -91,14 +92,14 @@ def parse_filter(text: str) -> list[Condition]:
             return conditions
 
 
-def _literal(word: str, text: str) -> float | str | bool | None:
+def _literal(word: str, text: str) -> int | float | str | bool | None:
     if word[0] in "\"'":
         return word[1:-1]
     if word in _WORDS:
         return _WORDS[word]
     try:
-        return float(word)
-    except ValueError:
+        return _number(word)
+    except TypeError:
         raise UserError(
             f"In the filter {text!r}, {word} is not a number, true, false or null. A text needs quotes."
         ) from None
@@ -108,13 +109,15 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _number(value: Any) -> float:
-    """A number, also one written as text in a CSV. Raises TypeError for anything else."""
+def _number(value: Any) -> int | float:
+    """A number, also one written as text in a CSV; integers stay exact. Raises TypeError for anything else."""
     if isinstance(value, bool):
         raise TypeError
+    if isinstance(value, int):
+        return value
     try:
-        return float(value)
-    except ValueError:
+        return int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else float(value)
+    except (ValueError, OverflowError):
         raise TypeError from None
 
 

@@ -10,6 +10,8 @@ import glob
 import gzip
 import itertools
 import json
+import math
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +25,13 @@ Row = dict[str, Any]
 MAX_ROW_BYTES = 8 * 2**20  # some two million tokens: a broken file, or a whole set on one line
 _TOO_LONG = f"is longer than {MAX_ROW_BYTES // 2**20} MiB, the most that one row may be. Split or remove it."
 _CHUNK = 2**20
+# Text of rows packs to a third or a tenth; a bomb to a thousandth.
+_MOST_EXPANSION, _SMALL = 100, 4 * 2**20
+_FIXES = {
+    ".ndjson": " NDJSON is JSON lines: rename it to .jsonl.",
+    ".gz": " Of packed files only .jsonl.gz is read: unpack it.",
+    ".txt": ' A text has no columns: write one object a line, such as {"messages": [...]}, into a .jsonl.',
+}
 _MAGIC = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
@@ -42,15 +51,20 @@ def find_files(path: str) -> list[Path]:
 
     Raises UserError where there is none, or one has a suffix that is not read.
     """
-    files = [Path(path)] if Path(path).is_file() else sorted(map(Path, glob.glob(path, recursive=True)))
+    files = [Path(path)] if os.path.isfile(path) else sorted(map(Path, glob.glob(path, recursive=True)))
     if not files:
         raise UserError(f"No file at {path}. Name a file or a glob ({', '.join(_READERS)}).")
-    unread = [str(file) for file in files if not file.is_file() or not is_readable(file.name)]
+    unread = [file for file in files if not file.is_file() or not is_readable(file.name)]
     if unread:
-        raise UserError(
-            f"Not a file that can be read: {', '.join(unread[:3])}. Allowed: {', '.join(_READERS)}."
-        )
+        names, fix = ", ".join(map(str, unread[:3])), _FIXES.get(unread[0].suffix.lower(), "")
+        raise UserError(f"Not a file that can be read: {names}. Allowed: {', '.join(_READERS)}.{fix}")
     return files
+
+
+def check_folder(path: str) -> None:
+    """Raises UserError for a folder in which there is nothing to read."""
+    if not any(Path(path).iterdir()):
+        raise UserError(f"The folder {path} is empty. Name one with data files ({', '.join(_READERS)}).")
 
 
 def read_batches(files: Sequence[Path], num_rows: int = 1000) -> Iterator[list[Row]]:
@@ -119,11 +133,17 @@ def _other_columns(names: frozenset[str], columns: frozenset[str]) -> str:
 # Text ----------------------------------------------------------------------------------------------------
 
 
-def _lines(stream: IO[bytes]) -> Iterator[tuple[int, str]]:
+def _lines(stream: IO[bytes], max_bytes: float = math.inf) -> Iterator[tuple[int, str]]:
     """Lines with their end, split on "\\n" only: U+2028 and its like are text."""
-    number = 0
+    number = num_bytes = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
+        num_bytes += len(line)
+        if num_bytes > max_bytes:
+            raise _Broken(
+                number,
+                f"unpacks to more than {_MOST_EXPANSION} times its size. Unpack it and look what it is.",
+            )
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
             _look_at_start(line)
@@ -161,19 +181,22 @@ def _not_json(error: Exception) -> str:
     return f"is not valid JSON: {error}. Perhaps it is cut off: fix or remove it."
 
 
-def _parsed(text: str, number: int) -> Any:
+def _parsed(decoder: json.JSONDecoder, text: str, number: int) -> Any:
     try:
-        return json.loads(text)
+        return decoder.decode(text)
     except (ValueError, RecursionError) as error:
         raise _Broken(number, _not_json(error)) from None
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
-    open_file: Callable[..., Any] = gzip.open if file.name.lower().endswith(".gz") else open
+    is_packed = file.name.lower().endswith(".gz")
+    max_bytes = max(_SMALL, _MOST_EXPANSION * file.stat().st_size) if is_packed else math.inf
+    open_file: Callable[..., Any] = gzip.open if is_packed else open
+    decoder = json_stream.Decoder()
     with open_file(file, "rb") as stream:
-        for number, line in _lines(stream):
+        for number, line in _lines(stream, max_bytes):
             if line.strip():
-                yield number, _parsed(line, number)
+                yield number, _parsed(decoder, line, number)
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, Any]]:

@@ -17,18 +17,28 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
 }
+WEIGHTS = ("weight", "loss_weight")  # of a turn: OpenAI's and LLaMA-Factory's
 START, END = "<|im_start|>", "<|im_end|>"
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def read_text(value: Any) -> str:
-    """A string as it stands; a list of {"type": "text", "text": ...} parts joined without a separator."""
+    """A string as it stands; a list of parts of type text joined without a separator.
+
+    A part is {"type": "text", "text": ...} as OpenAI writes it, or with `value` as LLaMA-Factory does.
+    """
     if isinstance(value, str):
         return value
-    parts = value if isinstance(value, list) else []
-    if parts and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        return "".join(part["text"] for part in parts)
+    texts = [_text_of(part) for part in value] if isinstance(value, list) else []
+    if texts and all(isinstance(text, str) for text in texts):
+        return "".join(texts)
     raise Unusable(Reason.MISSING_CONTENT if value is None else Reason.WRONG_TYPE)
+
+
+def _text_of(part: Any) -> Any:
+    if not isinstance(part, Mapping) or part.get("type") not in (None, "text"):
+        return None
+    return part.get("value") if part.get("text") is None else part["text"]
 
 
 def read_turns(value: Any) -> Messages:
@@ -48,6 +58,8 @@ def _turn(turn: Any) -> dict[str, str]:
         raise Unusable(Reason.UNKNOWN_ROLE)
     if turn.get("tool_calls"):
         raise Unusable(Reason.TOOL_CALL)
+    if ROLES[role] == "assistant" and any(turn.get(key) not in (None, 1) for key in WEIGHTS):
+        raise Unusable(Reason.WEIGHTED_TURN)
     content = turn.get("content")
     return {"role": ROLES[role], "content": read_text(turn.get("value") if content is None else content)}
 
@@ -81,6 +93,15 @@ def read_transcript(text: str) -> Messages:
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": roles[speaker], "content": said.strip()} for speaker, said in turns]
+
+
+def is_text(text: str) -> bool:
+    """Whether all of it are characters: JSON can hold half of one, a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shape_of(value: Any) -> str:

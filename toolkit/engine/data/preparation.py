@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow
 from datasets import Dataset, Features, List, Value
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit.console.screen import bar
 from toolkit.data.accounting import Accounting
@@ -29,7 +30,7 @@ from toolkit.data.reasons import Reason
 from toolkit.data.selection import LEAKS, Selection, Step
 from toolkit.engine.base.model import LoadedModel
 from toolkit.engine.data import cache
-from toolkit.engine.data.reading import Pool, load_item, places_of, read_sets
+from toolkit.engine.data.reading import UNREAD, Pool, load_item, places_of, read_sets
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe, StageSection
 from toolkit.recipe.stages import RowKind
@@ -139,8 +140,10 @@ def masking_of(section: StageSection, loaded: LoadedModel) -> Masking:
 
 def _show_steps(steps: list[Step], console: Console) -> None:
     for what, before, after in steps:
+        if what.startswith(UNREAD):
+            console.print(f"[yellow]{escape(what)}[/]")
         if before != after:
-            console.print(f"[dim]{what}: {before:,} -> {after:,} rows[/]", highlight=False)
+            console.print(f"[dim]{escape(what)}: {before:,} -> {after:,} rows[/]")
 
 
 def _check_held_out(side: Side, console: Console) -> int:

@@ -22,6 +22,7 @@ from toolkit.data.rows import Messages, Pair, to_item
 from toolkit.data.selection import Condition, Selection, Step, key_of_text, mixed, parse_filter
 from toolkit.data.sets import is_local_file, schema_for
 from toolkit.data.sources import find_files, read_batches
+from toolkit.data.turns import WEIGHTS
 from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe, Source, StageSection
@@ -29,6 +30,8 @@ from toolkit.recipe.stages import RowKind
 
 Item = Messages | Pair | Reason
 
+UNREAD = "columns that are not read"  # the step that names them
+MEANINGFUL = ("tools", *WEIGHTS)
 SOURCE = 120  # characters of a row's source that are kept
 EXCERPT = 600  # characters of a row that could not be read, for the preview
 _BATCH = 1000
@@ -83,6 +86,11 @@ def read_sets(
         Step(f"read {reading.source.path}", len(reading.keys), len(reading.keys)) for reading, _ in reads
     ]
     steps += [
+        Step(f"{UNREAD} of {reading.source.path}: {', '.join(reading.unread)}", *[len(reading.keys)] * 2)
+        for reading, _ in reads
+        if reading.unread
+    ]
+    steps += [
         Step(f"{reading.source.path}: {step.what}" if len(reads) > 1 else step.what, *step[1:])
         for reading, selected in reads
         for step in selected.steps
@@ -128,6 +136,7 @@ class _Reading:
     source: Source
     which: int
     schema: str | None = None
+    unread: list[str] = field(default_factory=list)
     file: Path = Path()
     keys: list[bytes] = field(default_factory=list)
     prompts: list[bytes] = field(default_factory=list)
@@ -156,7 +165,9 @@ class _Reading:
 
     def _item(self, row: dict[str, Any]) -> Item:
         """What a row means. The first one decides the schema, where the recipe names none."""
-        self.schema = self.schema or schema_for(self.source, self.kind, row)
+        if self.schema is None:
+            self.schema = schema_for(self.source, self.kind, row)
+            self.unread = [column for column in MEANINGFUL if row.get(column) is not None]
         return to_item(row, self.kind, self.schema, self.section.system_turn)
 
     def selected(self) -> Selection:
@@ -222,7 +233,9 @@ def _dump(item: Item, row: dict[str, Any]) -> str:
 
 
 def _origin(source: Any) -> str | None:
-    return source[:SOURCE] if isinstance(source, str) and source.strip() else None
+    if not (isinstance(source, str) and source.strip()):
+        return None
+    return source[:SOURCE].encode("utf-8", "replace").decode()  # half a character is none for Arrow
 
 
 def _meets(row: dict[str, Any], conditions: list[Condition]) -> bool:

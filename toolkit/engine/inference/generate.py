@@ -22,9 +22,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 from transformers.generation.streamers import BaseStreamer
 from unsloth import FastLanguageModel
 
-from toolkit.data.masking import generation_prompt
+from toolkit.data.masking import generation_prompt, special_tokens
+from toolkit.data.reasons import Reason
 from toolkit.data.template import TemplateRefused
-from toolkit.data.turns import Messages
+from toolkit.data.turns import Messages, is_text
 from toolkit.engine.base.model import LoadedModel
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Compare
@@ -74,7 +75,18 @@ def encode(loaded: LoadedModel, prompts: Sequence[Messages], how: Compare) -> li
 def tokens(loaded: LoadedModel, prompts: Sequence[Messages]) -> list[list[int]]:
     """As `encode`, however long they are."""
     texts, problems = [], []
+    special = special_tokens(loaded.tokenizer.backend_tokenizer, loaded.template, loaded.end_of_turn)
     for number, prompt in enumerate(prompts, 1):
+        for turn in prompt:  # as of rows: see masking
+            if found := special.search(turn["content"]):
+                problems.append(
+                    f"prompt {number}: its {turn['role']} turn holds {found[0]!r}, a special token of the tokenizer "
+                    "or template, as text: leave it out, or break it with a space"
+                )
+            elif not is_text(turn["content"]):
+                problems.append(f"prompt {number}: {Reason.BROKEN_TEXT.sentence}; write it again")
+        if problems:
+            continue
         try:
             texts.append(generation_prompt(loaded.template, prompt))
         except TemplateRefused as refused:
