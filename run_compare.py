@@ -9,6 +9,8 @@
 Writes runs/<recipe>/compare/: comparison.html, comparison.md, comparison.jsonl, report.json. --chat writes nothing.
 """
 
+from rich.markup import escape
+
 from toolkit import cli, hardware, process
 from toolkit.compare import candidates
 from toolkit.console.screen import Screen
@@ -42,7 +44,7 @@ def main() -> None:
         chat.run(recipe, run, models, console)
         return
     compare.run(recipe, run, models, prompts, console)
-    console.print(f"[bold green]compared[/]; see {run.path / 'comparison.html'}", soft_wrap=True)
+    console.print(f"[bold green]compared[/]; see {escape(str(run.path / 'comparison.html'))}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@
 Writes runs/<recipe>/eval/report.json.
 """
 
+from rich.markup import escape
+
 from toolkit import cli, hardware, process
 from toolkit.console.screen import Screen
 from toolkit.evaluation import scope
@@ -27,7 +29,7 @@ def main() -> None:
         from toolkit.engine.inference import evaluate  # imports torch: only once there is something to run
 
     evaluate.run(recipe, run, chosen, console)
-    console.print(f"[bold green]evaluated[/]; see {run.report}")
+    console.print(f"[bold green]evaluated[/]; see {escape(str(run.report))}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@
 Writes runs/<recipe>/export/<stage>-<format>/. With the same export already there, only --push does something.
 """
 
+from rich.markup import escape
+
 from toolkit import cli, hardware, process
 from toolkit.console.screen import Screen
 from toolkit.export import artefact, push
@@ -21,7 +23,7 @@ def main() -> None:
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
     wanted = artefact.wanted(recipe, arguments)
     if wanted.is_made():
-        console.print(f"{wanted.folder} is this export already")
+        console.print(f"{escape(str(wanted.folder))} is this export already")
     else:
         process.prepare(recipe, hardware.here(), console)
         with cli.importing(console):

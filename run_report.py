@@ -6,9 +6,13 @@
 Writes runs/<recipe>/<stage>/report.html: one file that opens without network.
 """
 
-from rich.console import Console
+import sys
+
+from rich.markup import escape
 
 from toolkit import cli
+from toolkit.console.screen import Steady
+from toolkit.console.text import Terminal
 from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
@@ -18,7 +22,7 @@ from toolkit.run.rundir import RunDir
 
 def main() -> None:
     arguments = cli.options(__doc__).parse_args()
-    recipe, console = load(arguments.recipe, tuple(arguments.set)), Console(highlight=False)
+    recipe, console = load(arguments.recipe, tuple(arguments.set)), Terminal(file=Steady(sys.stdout))
     runs = [RunDir(arguments.runs, recipe.name, stage) for stage in stages.names()]
     notes: list[str] = []
     pages = [page for run in runs if (page := run_page.write(run, notes))]
@@ -30,7 +34,7 @@ def main() -> None:
     for note in dict.fromkeys(notes):  # those of compare and eval are read for every stage
         console.print(note, style="yellow", markup=False, soft_wrap=True)
     for page in pages:
-        console.print(f"[bold green]report[/] {page}", soft_wrap=True)
+        console.print(f"[bold green]report[/] {escape(str(page))}", soft_wrap=True)
 
 
 if __name__ == "__main__":

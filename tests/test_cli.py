@@ -1,6 +1,7 @@
 """The scripts as a user meets them: options, plans, mistakes. None of it needs torch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from toolkit import cli, env
+from toolkit.errors import UserError
 from toolkit.recipe.load import load, names
 from toolkit.run.rundir import RunDir
 
@@ -132,3 +135,54 @@ def test_an_unfinished_run_keeps_the_settings_that_a_plan_once_chose(tmp_path: P
     assert settings() == (4, 2)
     assert settings("--set", "memory.recompute_layers=1") == (4, 1), "to be refused with both values"
     assert settings("--fresh") == (16, 0)
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = command.replace("run_", f"{sys.executable} {ROOT}/run_")
+    return subprocess.run(
+        ["bash", "-c", words], env=os.environ | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("run_sft.py --recipe tiny --plan >&-", 0),
+        ("run_sft.py --recipe tiny --plan --json >&- 2>&-", 0),
+        ("run_sft.py --recipe tyni --plan >&- 2>&-", 2),
+        ("run_sft.py --recipe tiny --plan", 0),
+        ("run_sft.py --recipe tiny --runs /nowhere/[/b] --plan", 0),
+        ("run_report.py --recipe tiny --runs /nowhere/[/b]", 2),
+        ("run_sft.py --recipe tiny --set 'sft.datasets.0.path=/nowhere/[/b]'", 2),
+        ("run_sft.py --recipe tiny --set 'sft.datasets.0.filter=\"[/b] == 1\"'", 2),
+        ("run_sft.py --recipe tiny --json", 2),
+        ("run_sft.py --recipe tiny --gpu 24", 2),
+        ("ulimit -v 2000000; run_sft.py --recipe tiny --runs /nowhere", 2),
+    ],
+)
+def test_no_shell_gets_a_traceback(command: str, code: int) -> None:
+    done = shell(command, PYTHONIOENCODING="ascii", LC_ALL="POSIX", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+
+
+def test_brackets_in_a_path_are_shown_as_they_are() -> None:
+    assert "[/b]/tiny/sft" in mistake("report", "--recipe", "tiny", "--runs", "/nowhere/[red]x[/b]")
+
+
+def test_memory_that_runs_out_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 2 and "out of memory (libtorch_cpu.so" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(UserError, match="set HOME, or XDG_CACHE_HOME"):
+        env.cache_folder()

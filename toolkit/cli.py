@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit import env, hardware, process
 from toolkit.console.plan_view import show_plan
-from toolkit.console.screen import Screen, bar
+from toolkit.console.screen import Screen, Steady, bar
+from toolkit.console.text import Terminal
 from toolkit.data import sets
 from toolkit.errors import Interrupted, UserError
 from toolkit.memory.plan import Plan, plan_stage
@@ -27,6 +29,13 @@ from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
+# What the loader, the kernel and torch say where there is no room
+NO_MEMORY = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "Cannot allocate memory",
+    "can't allocate memory",
+)
 
 
 def options(doc: str, needs_recipe: bool = True) -> argparse.ArgumentParser:
@@ -87,11 +96,15 @@ def start(stage: str, doc: str) -> Job | None:
 
     Raises UserError for everything that can be known before torch is imported.
     """
-    arguments = stage_options(doc).parse_args()
+    parser = stage_options(doc)
+    arguments = parser.parse_args()
+    for option in ("json", "gpu"):
+        if getattr(arguments, option) and not arguments.plan:
+            parser.error(f"--{option} goes with --plan")  # as argparse says other mistakes: exit code 2
     console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
     recipe = load(arguments.recipe, tuple(arguments.set))
     if arguments.if_present and getattr(recipe, stage) is None:
-        console.print(f"recipe {recipe.name} has no {stage} stage: nothing to do")
+        console.print(f"recipe {escape(recipe.name)} has no {stage} stage: nothing to do")
         return None
     recipe.section(stage)  # raises when there is none
     run = RunDir(arguments.runs, recipe.name, stage)
@@ -105,7 +118,8 @@ def start(stage: str, doc: str) -> Job | None:
         return None
     if job.is_finished():
         console.print(
-            f"{stage} of {recipe.name} is finished: {run.adapter}; --fresh moves it aside and starts again"
+            f"{stage} of {escape(recipe.name)} is finished: {escape(str(run.adapter))}; --fresh moves it aside and "
+            "starts again"
         )
         return None
     run.starting_adapter(job.starts_from)  # a missing one is said before torch is loaded
@@ -135,7 +149,7 @@ def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: ar
 
 def _show(job: Job, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(job.plan.to_dict(), indent=2))
+        Steady(sys.stdout).write(json.dumps(job.plan.to_dict(), indent=2) + "\n")
     else:
         show_plan(job.recipe, job.plan, job.console)
     if problem := job.plan.problem(job.recipe.name):
@@ -154,8 +168,29 @@ def finish(report: RunReport, job: Job) -> None:
     loss = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}" if report.loss_first else ""
     job.console.print(
         f"[bold green]{report.stage} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
-        f"{loss}; adapter in {job.run.adapter}"
+        f"{loss}; adapter in {escape(str(job.run.adapter))}"
     )
+
+
+def _errors() -> Console:
+    return Terminal(file=Steady(sys.stderr))
+
+
+def _say(*problems: str) -> None:
+    console = _errors()
+    for problem in problems:
+        console.print("[bold red]error:[/] ", end="")
+        console.print(problem, markup=False, soft_wrap=True)
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Also where it shows as a library that cannot be loaded."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def _what_limits_memory(error: BaseException) -> str:
+    said = (str(error).splitlines() or ["MemoryError"])[0] or "MemoryError"
+    return f"out of memory ({said}): close other programs, raise `ulimit -v`, or take a machine with more RAM"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -163,21 +198,22 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        console = Console(stderr=True, highlight=False)
-        for problem in error.problems:
-            console.print("[bold red]error:[/] ", end="")
-            console.print(problem, markup=False, soft_wrap=True)
+        _say(*error.problems)
         sys.exit(EXIT_USER)
     except Interrupted as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would only interrupt the way out
-        Console(stderr=True).print(str(stopped), style="yellow")
+        _errors().print(str(stopped), style="yellow", markup=False)
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
-        Console(stderr=True).print("\ninterrupted: nothing was saved as finished", style="yellow")
+        _errors().print("\ninterrupted: nothing was saved as finished", style="yellow")
         sys.exit(EXIT_INTERRUPTED)
-    except Exception:
+    except Exception as error:
+        if _is_lack_of_memory(error):
+            _say(_what_limits_memory(error))
+            sys.exit(EXIT_USER)
         if runlog.LOG.path:
-            Console(stderr=True, highlight=False).print(
-                f"[bold red]an internal error;[/] what led to it is in {runlog.LOG.path}", soft_wrap=True
+            _errors().print(
+                f"[bold red]an internal error;[/] what led to it is in {escape(str(runlog.LOG.path))}",
+                soft_wrap=True,
             )
         raise

@@ -95,4 +95,7 @@ def require_prepared() -> Environment:
 
 def cache_folder() -> Path:
     """Where the toolkit keeps what can be made again; may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-toolkit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-toolkit"
+    except RuntimeError:  # HOME is not set, and this user has no entry in /etc/passwd
+        raise UserError("no home directory: set HOME, or XDG_CACHE_HOME, to a folder to write to") from None

@@ -13,11 +13,11 @@ from toolkit.redaction import blanked
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none: temporary name, flush to disk, rename."""
+    """Writes a whole file or none: temporary name, flush to disk, rename. Half a character is written as `\\ud83d`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

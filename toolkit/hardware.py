@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 CUDA12_INDEX = "https://download.pytorch.org/whl/cu126"
 OLDEST_SM = (7, 0)  # Unsloth and Triton refuse older ones (unsloth README, "GPU requirements")
 BF16_SM = (8, 0)  # bf16 tensor cores begin with Ampere (NVIDIA A100 white paper)
+
+# Of the tiny recipe on a CPU: 2.5 GiB ended in any of a dozen ways, 3.3 sufficed. A GPU's driver takes more.
+LEAST_ADDRESS_SPACE_GIB = 3.3
 
 # Device files of a loaded driver (Linux; WSL). Without one the 30 ms of importing pynvml are saved.
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
@@ -262,6 +266,17 @@ def unfit_build(gpu: Gpu, torch_build: tuple[str, str | None]) -> str | None:
         f"driver {gpu.driver} supports CUDA up to {_dotted(gpu.cuda)}, but torch {torch} is built for "
         f"CUDA {cuda}, which needs driver {oldest}: take a machine (a pod) with a newer driver{other}"
     )
+
+
+def check_limits() -> list[str]:
+    """What this process is not allowed that it needs; empty when it is allowed all."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= LEAST_ADDRESS_SPACE_GIB * GIB:
+        return []
+    return [
+        f"`ulimit -v` allows this process {limit / GIB:.1f} GiB of address space, and PyTorch and Unsloth take "
+        f"{LEAST_ADDRESS_SPACE_GIB:g} before there is a model: raise it, or `ulimit -v unlimited`"
+    ]
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit import env, hardware
 from toolkit.errors import UserError
@@ -22,13 +23,17 @@ def prepare(
 
     Raises UserError with whatever is wrong with the machine, and with the `problems` that are known already.
     """
-    if found := [*hardware.check(recipe.gpu, machine, hardware.torch_build()), *problems]:
+    if found := [
+        *hardware.check(recipe.gpu, machine, hardware.torch_build()),
+        *hardware.check_limits(),
+        *problems,
+    ]:
         raise UserError(*found)
     environment = env.prepare(
         recipe.memory.alloc_conf, machine.card is not None, loss_chunk_gib, recipe.memory.compile
     )
     if environment.alloc_source != "recipe":
         console.print(
-            f"[yellow]allocator: {environment.alloc_conf} from the exported {environment.alloc_source} "
-            f"wins over the recipe's {recipe.memory.alloc_conf}[/]"
+            f"[yellow]allocator: {escape(environment.alloc_conf)} from the exported {environment.alloc_source} "
+            f"wins over the recipe's {escape(recipe.memory.alloc_conf)}[/]"
         )

@@ -69,3 +69,23 @@ def test_a_weight_is_a_share_of_a_mix(field: str, value: str) -> None:
         load("tiny", (f"sft.{field}={value}",))
     with pytest.raises(UserError, match="greater than 0"):
         load("tiny", ("sft.datasets=[{path: a, weight: 0.0}, {path: b, weight: 1.0}]",))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("rows.txt", "A text has no columns"), ("none.jsonl", "No file at"), ("", "is empty")]
+)
+def test_a_path_of_this_machine_is_no_id_of_the_hub(name: str, said: str, tmp_path: Path) -> None:
+    if name == "rows.txt":
+        write(tmp_path / name, "x")
+    recipe = load("tiny", (f"sft.datasets=[{{path: {tmp_path / name}}}]", "sft.eval_datasets=[]"))
+    [found] = sets.problems(recipe, recipe.section("sft"), "chat")
+    assert said in found
+
+
+def test_an_absolute_glob_beside_brackets_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "[x]"
+    folder.mkdir()
+    write(folder / "a.jsonl", json.dumps({"instruction": "q", "output": "a"}) + "\n")
+    pattern = tmp_path / "[[]x]" / "*.jsonl"
+    recipe = load("tiny", (f"sft.datasets=[{{path: '{pattern}'}}]", "sft.eval_datasets=[]"))
+    assert sets.problems(recipe, recipe.section("sft"), "chat") == []

@@ -139,3 +139,23 @@ def test_survives_pickling_and_is_compiled_once(monkeypatch):
     expected = template.render(CHAT)
     monkeypatch.delattr(jinja2.Environment, "compile")
     assert template.render(CHAT) == expected
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["1 / 0", "2.0 ** 9999", "'%d' % 'x'", "(messages | list)[0].content.index('zzz')"],
+)
+def test_whatever_a_template_raises_is_its_refusal(expression: str) -> None:
+    with pytest.raises(TemplateRefused):
+        ChatTemplate("{{ " + expression + " }}").render(CHAT)
+
+
+def test_a_template_that_calls_itself_for_ever_is_refused() -> None:
+    with pytest.raises(TemplateRefused):
+        ChatTemplate("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").render(CHAT)
+
+
+@pytest.mark.parametrize("source", ["{{ " + "(" * 5000 + " }}", "{{ " + "9" * 5000 + " }}"])
+def test_a_template_that_cannot_be_compiled(source: str) -> None:
+    with pytest.raises(UserError, match="The chat template"):
+        ChatTemplate(source)

@@ -236,3 +236,29 @@ def test_files_of_another_version_are_said_on_the_page_a_line_each(tmp_path: Pat
     ]
     assert "unknown keys: gpu_count" in notes[0] and "unknown keys: perplexity" in notes[1]
     assert all(note in text_of(run) for note in notes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        b"\xff\xfe\x00",
+        b"[" * 5000,
+        b'{"step": 1, "loss": 1' + b"0" * 400 + b"}\n",
+        b'{"step": "x", "prompt": 3, "before": 4, "after": {"text": 5, "num_tokens": "x"}}\n',
+        b'{"prompt": "\\ud800", "before": {"text": "\\ud800"}}\n',
+        None,
+    ],
+)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "answers.jsonl", "events.jsonl", "report.json"])
+def test_whatever_lies_in_place_of_a_file_of_a_run_is_reported_around(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, "sft", 3)
+    file = run.path / name
+    file.unlink(missing_ok=True)
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    assert run_page.write(run)

@@ -154,7 +154,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} lacks adapter_model.safetensors; weights in pickle files are not loaded")
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / 'adapter_config.json'} cannot be read: {error}") from None
     return config if isinstance(config, dict) else {}
 
@@ -170,8 +170,10 @@ def _wrong_shape(file: Path, base: Architecture) -> str | None:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             shapes = json.loads(stream.read(min(length, MOST_HEADER_BYTES)))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{file.name} cannot be read ({error})"
+    if not isinstance(shapes, dict):
+        return f"{file.name} cannot be read (its header is no JSON object)"
     for name, entry in shapes.items():
         if match := _LAYER.search(name):
             layer, module, side = int(match[1]), match[2], match[3]

@@ -6,7 +6,6 @@ A row is {"prompt": the text answered, "messages": all its turns, "answers": {mo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -16,11 +15,13 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from toolkit.console.panel import CTRL_C
 from toolkit.console.screen import is_live
+from toolkit.console.text import visible
 from toolkit.recipe.schema import Recipe
 from toolkit.records.comparison_report import AnswerMeasures
 
@@ -45,7 +46,6 @@ MEASURES = (
 )
 NARROWEST = 22  # characters a column may have before models stand below each other
 REFRESH_SECONDS = 0.1
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def measure_rows(models: Mapping[str, AnswerMeasures]) -> list[tuple[str, list[str]]]:
@@ -103,7 +103,7 @@ def show_measures(models: Mapping[str, AnswerMeasures], console: Console) -> Non
     table = Table(box=None, padding=(0, 2))
     table.add_column("")
     for name in models:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(escape(name), justify="right", overflow="fold")
     for label, cells in measure_rows(models):
         table.add_row(label, *cells)
     console.print(table)
@@ -145,11 +145,6 @@ def answer_text(text: str, ended: bool) -> Text:
     return shown if ended else shown.append(" … did not end by itself", "yellow")
 
 
-def visible(text: str) -> str:
-    """The text without characters that would steer a terminal."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def _exchange(
     messages: Sequence[Mapping[str, str]], texts: Mapping[str, Text], console: Console, working: str = ""
 ) -> RenderableType:
@@ -164,12 +159,12 @@ def _exchange(
         below.add_column(style="cyan", ratio=1, overflow="fold")
         below.add_column(ratio=4, overflow="fold")
         for name, text in texts.items():
-            below.add_row(name, text)
+            below.add_row(escape(name), text)
         return Group(*turns, below)
     table = Table(box=box.ROUNDED, expand=True)
     for name in texts:
         table.add_column(
-            name, ratio=1, header_style="bold cyan" if name == working else "cyan", overflow="fold"
+            escape(name), ratio=1, header_style="bold cyan" if name == working else "cyan", overflow="fold"
         )
     table.add_row(*texts.values())
     return Group(*turns, table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -15,7 +16,12 @@ SHOWN_GIB = 0.005  # what is less would read 0.00
 
 def show_plan(recipe: Recipe, plan: Plan, console: Console) -> None:
     console.print(
-        Panel(_facts(recipe, plan), title=f"{plan.stage} · {recipe.name}", title_align="left", expand=False)
+        Panel(
+            _facts(recipe, plan),
+            title=escape(f"{plan.stage} · {recipe.name}"),
+            title_align="left",
+            expand=False,
+        )
     )
     console.print(_memory(plan))
     console.print(
@@ -46,7 +52,7 @@ def _facts(recipe: Recipe, plan: Plan) -> Table:
         ("length", length),
         ("recompute", f"{settings.recompute_layers} of {num_layers} layers"),
     ):
-        facts.add_row(f"[dim]{label}[/]", value)
+        facts.add_row(f"[dim]{label}[/]", escape(value))
     return facts
 
 

@@ -30,6 +30,7 @@ from rich.progress import (
 from rich.table import Column
 
 from toolkit.console.panel import CTRL_C, duration
+from toolkit.console.text import Terminal
 from toolkit.run.runlog import OURS, listen
 
 WARNING, LOUD = "[yellow]", ("[yellow]", "[bold red]", "[bold green]")
@@ -38,20 +39,22 @@ LOG_WIDTH = 110  # of tables and panels in log.txt; a line of text is never wrap
 
 
 class Steady(io.TextIOBase):
-    """Standard output that a closed terminal or a broken pipe turns silent instead of failing."""
+    """Standard output that a closed terminal, a broken pipe or no output at all turns silent instead of failing."""
 
     def __init__(self, stream: Any):
         self._stream = stream
-        self._gone = False
+        self._gone = stream is None  # as Python says it of a closed descriptor
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding or "utf-8"
+        return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
         return not self._gone and self._stream.isatty()
 
     def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("there is no output")
         return self._stream.fileno()  # type: ignore[no-any-return]
 
     def write(self, text: str) -> int:
@@ -72,16 +75,16 @@ class Steady(io.TextIOBase):
                 self._gone = True
 
 
-class Screen(Console):
+class Screen(Terminal):
     """A console on standard output, as it is when this is made: what libraries redirect later does not move it.
 
     Where the output is no terminal, a line of text stays one line however long it is, so that grep finds it.
     """
 
     def __init__(self, quiet: bool = False, **options: Any):
-        super().__init__(**{"file": Steady(sys.stdout), "highlight": False, **options})
+        super().__init__(**{"file": Steady(sys.stdout), **options})
         self.quiet = quiet
-        self._plain = Console(file=io.StringIO(), color_system=None, highlight=False, width=LOG_WIDTH)
+        self._plain = Terminal(file=io.StringIO(), color_system=None, width=LOG_WIDTH)
         listen()
 
     def print(self, *objects: Any, **options: Any) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from toolkit.data.masking import TokenizedChat, TokenizedPair
@@ -183,7 +184,7 @@ class Accounting:
         rows.add_column("dropped because")
         rows.add_column("first rows")
         for reason, count in self.dropped.most_common():
-            rows.add_row(f"{count:,}", reason.sentence, _listed(self.first_rows[reason], count))
+            rows.add_row(f"{count:,}", reason.sentence, escape(_listed(self.first_rows[reason], count)))
         if self.cut:
             share = self.cut / self.used
             rows.add_row(f"{self.cut:,}", f"(used, but cut at max_length {max_length}: {share:.1%})", "")

@@ -1,11 +1,11 @@
 """The sets of a recipe before anything heavy is loaded: which are local files, and what is plainly wrong with them."""
 
 import itertools
-from pathlib import Path
+import os
 
 from toolkit.data.rows import recognise, to_item
 from toolkit.data.selection import parse_filter
-from toolkit.data.sources import find_files, is_readable, read_rows
+from toolkit.data.sources import check_folder, find_files, is_readable, read_rows
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe, Source, StageSection
 from toolkit.recipe.stages import RowKind
@@ -16,7 +16,9 @@ LOOKED_AT = 50_000  # rows of a set, about a second: a larger set is read to its
 def is_local_file(recipe: Recipe, source: Source) -> bool:
     """Whether the set is files that `sources` reads itself; else it is a folder, or an id of the Hub."""
     path = recipe.locate(source.path)
-    return not Path(path).is_dir() and (path != source.path or is_readable(path))
+    return not os.path.isdir(path) and (
+        path != source.path or is_readable(path) or path.startswith(("/", "./", "../"))
+    )
 
 
 def problems(recipe: Recipe, section: StageSection, kind: RowKind) -> list[str]:
@@ -27,6 +29,8 @@ def problems(recipe: Recipe, section: StageSection, kind: RowKind) -> list[str]:
             parse_filter(source.filter or "x == 0")
             if is_local_file(recipe, source):
                 _look_at(recipe, kind, source)
+            elif os.path.isdir(path := recipe.locate(source.path)):
+                check_folder(path)
         except UserError as error:
             found += error.problems
     return found

@@ -58,8 +58,10 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **given,
             )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise TemplateRefused(str(error)) from error
+        except (
+            Exception
+        ) as error:  # a division by zero, say: whatever its expressions raise on these messages
+            raise TemplateRefused(str(error) or type(error).__name__) from error
 
     def special_tokens(self, added_tokens: Iterable[str]) -> list[str]:
         """Those of the tokenizer's `added_tokens` that this template itself writes, in the order given.
@@ -118,6 +120,8 @@ def _compile(source: str) -> jinja2.Template:
     except jinja2.TemplateSyntaxError as error:
         problem = f"The chat template is not valid Jinja: line {error.lineno}: {error.message}"
         raise UserError(problem) from error
+    except (ValueError, OverflowError, RecursionError, SyntaxError, MemoryError) as error:
+        raise UserError(f"The chat template cannot be compiled: {type(error).__name__}: {error}") from error
 
 
 def _raise_exception(message: str) -> NoReturn:

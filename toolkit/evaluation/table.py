@@ -59,7 +59,7 @@ def show_evaluation(report: Evaluation, console: Console) -> None:
     for line in (*difference_lines(report.paired or {}), *calibration_lines(models)):
         console.print(line, soft_wrap=True)
     for what, reason in (report.left_out or {}).items():
-        console.print(f"[yellow]{what} is left out:[/] {escape(reason)}", soft_wrap=True)
+        console.print(f"[yellow]{escape(what)} is left out:[/] {escape(reason)}", soft_wrap=True)
     for note in report.notes or []:
         console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from toolkit.errors import UserError
@@ -40,17 +41,17 @@ def push(
     found = files(wanted.folder)
     seen = "public" if public else "private"
     table = Table(box=None, padding=(0, 2))
-    table.add_column(f"to {repository} ({seen})")
+    table.add_column(escape(f"to {repository} ({seen})"))
     table.add_column("MiB", justify="right")
     for name, size in found.items():
-        table.add_row(name, f"{size / 2**20:,.2f}")
+        table.add_row(escape(name), f"{size / 2**20:,.2f}")
     table.add_row("[bold]in all[/]", f"[bold]{sum(found.values()) / 2**20:,.2f}[/]")
     console.print(table)
     if dry_run:
         console.print("dry run: nothing was uploaded")
         return
     url = _upload(wanted, repository, public, list(found), console, sleep)
-    console.print(f"[bold green]uploaded[/]: {url}")
+    console.print(f"[bold green]uploaded[/]: {escape(url)}")
 
 
 def _upload(

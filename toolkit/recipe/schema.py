@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,9 +115,13 @@ class Recipe(Section):
 
         Looked up beside the recipe file first, then in the working directory; globs are allowed.
         """
-        for folder in (self._file.parent, Path.cwd()):
-            if any(folder.glob(path)) if any(c in path for c in "*?[") else (folder / path).exists():
-                return str((folder / path).absolute())
+        is_pattern = glob.has_magic(path)
+        for folder in (self._file.parent.absolute(), Path.cwd()):
+            if not is_pattern and os.path.exists(folder / path):
+                return str(folder / path)
+            pattern = os.path.join(glob.escape(str(folder)), path)
+            if is_pattern and next(glob.iglob(pattern, recursive=True), None):
+                return pattern
         return path
 
     def to_yaml(self) -> str:

@@ -230,7 +230,7 @@ def _blocks(example: Example, plain: bool, width: int) -> list[RenderableType]:
         return [Text(example.parts[0].title, style="dim"), texts[0]]
     side = width // 2 - 1 if width >= WIDE else width
     panels = [
-        Panel(text, title=part.title, title_align="left", border_style="dim", width=wide)
+        Panel(text, title=Text(part.title), title_align="left", border_style="dim", width=wide)
         for part, text, wide in zip(example.parts, texts, (width, side, side), strict=True)
     ]
     return [panels[0], Columns(panels[1:], padding=(0, 1))] if width >= WIDE else list(panels)

@@ -106,10 +106,11 @@ def page(record: RunRecord) -> str:
 def _marks(record: RunRecord) -> list[tuple[int, str]]:
     """Steps at which something happened, and what, in their order."""
     resumed = [(step, "continued from a checkpoint") for step in record.manifest.resumed_at_steps or []]
-    events = [
-        (event.get("step") or 0, f"out of memory ({event.get('where')}): {event.get('action')}")
-        for event in record.events
-    ]
+    events = []
+    for event in record.events:
+        step = event.get("step")
+        what = f"out of memory ({event.get('where')}): {event.get('action')}"
+        events.append((step if isinstance(step, int) else 0, what))
     return sorted(resumed + events)
 
 
@@ -171,8 +172,8 @@ def _answers(record: RunRecord) -> str:
         return f'<h2>Answers</h2><p class="quiet">None: {escape(asked.note)}</p>' if asked.note else ""
     before, after = asked.before or "before", asked.after or "after"
     articles = "".join(
-        f'<article><h3>{escape(row.get("prompt") or "")}</h3><div class="pair">'
-        f"{_answer(before, row.get('before') or {})}{_answer(after, row.get('after') or {})}</div></article>"
+        f'<article><h3>{escape(str(row.get("prompt") or ""))}</h3><div class="pair">'
+        f"{_answer(before, row.get('before'))}{_answer(after, row.get('after'))}</div></article>"
         for row in record.answers
     )
     return (
@@ -181,10 +182,12 @@ def _answers(record: RunRecord) -> str:
     )
 
 
-def _answer(name: str, answer: dict[str, Any]) -> str:
-    tokens = answer.get("num_tokens") or 0
+def _answer(name: str, found: Any) -> str:
+    answer = found if isinstance(found, dict) else {}
+    count = answer.get("num_tokens")
+    tokens = count if isinstance(count, int) else 0
     how = "" if answer.get("ended") else ' · <span class="endless">no end-of-turn token</span>'
-    text = escape(answer.get("text") or "") or '<span class="quiet">(empty)</span>'
+    text = escape(str(answer.get("text") or "")) or '<span class="quiet">(empty)</span>'
     size = f"{tokens:,} token{'s' * (tokens != 1)}"
     return f'<div><span class="quiet">{escape(name)} · {size}{how}</span><p>{text}</p></div>'
 

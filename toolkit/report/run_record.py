@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any, Literal
 from toolkit.records.comparison_report import Comparison
 from toolkit.records.data_report import DataReport
 from toolkit.records.evaluation_report import Evaluation
-from toolkit.records.record import read_object
+from toolkit.records.record import read_lines, read_object
 from toolkit.records.run_manifest import Manifest, PlanMade
 from toolkit.records.run_report import RunReport
 from toolkit.report.curves import Series
@@ -67,8 +65,8 @@ def read(run: RunDir) -> RunRecord | None:
         report=_report(run, manifest, outcome, series, notes),
         series=series,
         data=DataReport.load(run.data_report, notes),
-        events=[event for event, _ in zip(_read_lines(run.path / EVENTS), range(NUM_EVENTS), strict=False)],
-        answers=list(_read_lines(run.path / ANSWERS)),
+        events=[event for event, _ in zip(read_lines(run.path / EVENTS), range(NUM_EVENTS), strict=False)],
+        answers=list(read_lines(run.path / ANSWERS)),
         last_sign=written(run.metrics) or written(run.manifest),
         sealed_step=sealed,
         total_steps=_total_steps(run, sealed),
@@ -80,14 +78,14 @@ def read(run: RunDir) -> RunRecord | None:
 def unfinished_report(run: RunDir, facts: dict[str, Any]) -> RunReport:
     """report.json of a run that was interrupted or failed: `facts`, and what its metrics tell."""
     known = measured(read_series(run.metrics))
-    events = list(_read_lines(run.path / EVENTS))
+    events = list(read_lines(run.path / EVENTS))
     return replace(RunReport.unknown(), **known | {"oom_events": events} | facts)
 
 
 def read_series(metrics: Path) -> dict[str, Series]:
     """The columns of metrics.jsonl. A value that is not finite is None; a half-written line is passed over."""
     series: dict[str, Series] = {}
-    for entry in _read_lines(metrics):
+    for entry in read_lines(metrics):
         step = entry.pop("step", None)
         if not isinstance(step, int):
             continue
@@ -98,7 +96,7 @@ def read_series(metrics: Path) -> dict[str, Series]:
             if column is None:
                 column = series[name] = Series()
             column.steps.append(step)
-            column.values.append(value if value is None or math.isfinite(value) else None)
+            column.values.append(value if value is None or abs(value) <= sys.float_info.max else None)
     return series
 
 
@@ -185,18 +183,3 @@ def _others(run: RunDir, notes: list[str]) -> dict[str, tuple[Others, datetime]]
         if report is not None and report.models is not None and moment is not None:
             found[name] = (report, moment)
     return found
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        stream = path.open(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    with stream:
-        for line in stream:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit.errors import UserError
 from toolkit.run.rundir import RunDir
@@ -37,4 +38,4 @@ def replacing(run: RunDir, console: Console) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     if moved:
-        console.print(f"[dim]what was there is now {moved}[/]", soft_wrap=True)
+        console.print(f"[dim]what was there is now {escape(str(moved))}[/]", soft_wrap=True)

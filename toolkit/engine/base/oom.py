@@ -86,7 +86,7 @@ class Recovery:
             "error": failed.message,
         }
         self.events.append(event)
-        Journal(self.file, self.console.print).write(event)
+        Journal(self.file, lambda said: self.console.print(escape(said))).write(event)
         self.console.print(f"[yellow]out of memory ({event['where']}, step {step}):[/] {escape(action)}")
 
     @contextlib.contextmanager

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from transformers import AutoTokenizer
 
+from toolkit.console.text import visible
 from toolkit.data.reasons import Reason
 from toolkit.data.rows import Pair
 from toolkit.engine.base import model, tokens
@@ -41,7 +43,7 @@ def run(recipe: Recipe, stage: Stage, num: int, run: RunDir, console: Console) -
         write_text(file, page(preview))
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}; choose --runs DIR") from None
-    console.print(f"\n[bold green]the same as a page:[/] {file}", highlight=False)
+    console.print(f"\n[bold green]the same as a page:[/] {escape(str(file))}")
     return file
 
 
@@ -77,7 +79,7 @@ def _preview(recipe: Recipe, stage: Stage, loaded: model.LoadedModel, num: int, 
     for kind, i in choose(results, [_num_replies(item) for item in items], num):
         result = results[i]
         if isinstance(result, Reason):
-            text = f"{result.sentence}\n\n{_source_text(items[i], rows['item'][i])}"
+            text = visible(f"{result.sentence}\n\n{_source_text(items[i], rows['item'][i])}")
             examples.append(Example(kind, places[i], text=text))
         else:
             examples.append(reader.example(kind, places[i], result))

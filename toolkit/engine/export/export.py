@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit import hardware
 from toolkit.console.screen import bar
@@ -143,11 +144,11 @@ def say(wanted: Wanted, measured: Parity | None, console: Console) -> None:
             )
     if wanted.format == "adapter" and model_card.is_local(wanted.recipe):
         console.print(
-            f"[yellow]the base {wanted.recipe.model.path} is a folder of this machine: elsewhere the adapter "
+            f"[yellow]the base {escape(wanted.recipe.model.path)} is a folder of this machine: elsewhere the adapter "
             "finds it only under the same path[/]"
         )
     checked = "checked" if measured else "[yellow]not checked[/]"
-    console.print(f"[bold green]exported[/] and {checked}: {wanted.folder}")
+    console.print(f"[bold green]exported[/] and {checked}: {escape(str(wanted.folder))}")
 
 
 @contextmanager
@@ -169,7 +170,7 @@ def _building(wanted: Wanted) -> Iterator[None]:
 def _trained(wanted: Wanted, console: Console) -> parity.Answered:
     """The trained model's answers; the model itself is let go again."""
     recipe = wanted.recipe
-    console.print(f"[dim]loading {recipe.model.path} with the {wanted.stage} adapter[/]")
+    console.print(f"[dim]loading {escape(recipe.model.path)} with the {wanted.stage} adapter[/]")
     max_length = recipe.section(wanted.stage).max_length
     loaded = model.load_trained(recipe, {wanted.stage: wanted.run.adapter}, max_length)
     answered = parity.answer(loaded, wanted)
@@ -253,7 +254,7 @@ def _base(wanted: Wanted, console: Console) -> Path:
     path = wanted.base_16bit
     if Path(path).is_dir():
         return Path(path)
-    console.print(f"[dim]fetching the 16-bit weights of {path}[/]")
+    console.print(f"[dim]fetching the 16-bit weights of {escape(path)}[/]")
     return hub.fetch_weights(path, wanted.recipe.model.revision if path == wanted.recipe.model.path else None)
 
 

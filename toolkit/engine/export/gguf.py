@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit.errors import UserError
 from toolkit.export.artefact import QUANTS, Wanted
@@ -87,7 +88,7 @@ def make(wanted: Wanted, merged: Path, tools: Tools, console: Console) -> Path:
     """The GGUF of a merged model, beside the folder that holds it. Raises UserError with the tools' own last words."""
     file, first = target(wanted), wanted.quant if wanted.quant in WHOLE else "bf16"
     whole = file.with_name(f"whole-{first}.gguf") if first != wanted.quant else file
-    console.print(f"[dim]converting with {tools.converter}[/]")
+    console.print(f"[dim]converting with {escape(str(tools.converter))}[/]")
     converter = [sys.executable, str(tools.converter), str(merged)]
     _run([*converter, "--outfile", str(whole), "--outtype", str(first)], LACKS)
     if wanted.quant not in WHOLE:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
-from toolkit.compare import view
 from toolkit.console.screen import bar, is_live
+from toolkit.console.text import visible
 from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.inference import compare, generate
@@ -33,7 +34,7 @@ def run(recipe: Recipe, run: RunDir, folders: compare.Folders, console: Console)
     with bar(console, f"loading {recipe.model.path}", None):
         loaded = model.load_trained(recipe, folders)
     if is_live(console):
-        console.print(f"[dim]{', '.join(folders)} answer; /help says what else there is[/]")
+        console.print(f"[dim]{escape(', '.join(folders))} answer; /help says what else there is[/]")
     Chat(recipe, loaded, list(folders), console).talk(_read_line(console))
 
 
@@ -98,7 +99,7 @@ class Chat:
             return
         if dropped := (len(history) - len(kept)) // 2:
             self._say(f"{name}: the oldest {dropped} exchanges no longer fit and are forgotten", "yellow")
-        self.console.print(f"\n[bold cyan]{name}[/]")
+        self.console.print(f"\n[bold cyan]{escape(name)}[/]")
         growing = _Growing(self.console)
         note = ""
         try:
@@ -198,10 +199,10 @@ class _Growing:
             self._show(text or "(empty)")
             self._console.print()
         else:
-            self._console.out(view.visible(text or "(empty)"), highlight=False)
+            self._console.out(visible(text or "(empty)"), highlight=False)
 
     def _show(self, text: str) -> None:
         if is_live(self._console):
-            self._console.out(view.visible(text[self._shown :]), end="", highlight=False)
+            self._console.out(visible(text[self._shown :]), end="", highlight=False)
             self._console.file.flush()
             self._shown = max(self._shown, len(text))

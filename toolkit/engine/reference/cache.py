@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit import env, files
 from toolkit.engine.base.model import device_name
@@ -227,6 +228,6 @@ def _plain(value: Any) -> Any:
 
 def _say_not_kept(error: OSError, console: Console) -> None:
     console.print(
-        f"[yellow]reference log-probs are not kept in {folder()} ({error.strerror or error}): "
+        f"[yellow]reference log-probs are not kept in {escape(f'{folder()} ({error.strerror or error})')}: "
         "if this run is killed, their pass starts again[/]"
     )

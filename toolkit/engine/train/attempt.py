@@ -30,7 +30,7 @@ def begin(job: Job) -> Path | None:
     moved = run.start(job.recipe.trajectory(job.stage.name), job.fresh)
     runlog.LOG.open(run.log, console)
     if moved:
-        console.print(f"[dim]the run that was there is now {moved}[/]")
+        console.print(f"[dim]the run that was there is now {escape(str(moved))}[/]")
     run.hold_to({f"packages.{name}": version for name, version in manifest.packages().items()})
     run.hold_to({f"memory.{name}": value for name, value in job.plan.settings.chosen().items()})
     checkpoints.sweep(run.checkpoints)
@@ -39,7 +39,7 @@ def begin(job: Job) -> Path | None:
     before = run.read_manifest()
     described = manifest.describe(job.recipe, hardware.here(), env.require_prepared())
     for note in manifest.notes_on(before, described) if checkpoint else ():
-        console.print(f"[yellow]{note}[/]")
+        console.print(f"[yellow]{escape(note)}[/]")
     run.report.unlink(missing_ok=True)  # an earlier session's
     step = checkpoints.step_of(checkpoint)
     resumed = {
@@ -92,10 +92,10 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
     try:
         if unfinished:
             run_record.unfinished_report(job.run, known(job) | unfinished).write(job.run.report)
-        job.console.print(f"[dim]report: {run_page.write(job.run)}[/]", soft_wrap=True)
+        job.console.print(f"[dim]report: {escape(str(run_page.write(job.run)))}[/]", soft_wrap=True)
     except (Exception, KeyboardInterrupt) as error:  # how the run ended stands already
         job.console.print(
-            f"[yellow]{job.run.page} is not written ({escape(repr(error))}); run_report.py writes it[/]"
+            f"[yellow]{escape(str(job.run.page))} is not written ({escape(repr(error))}); run_report.py writes it[/]"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -58,7 +59,7 @@ class DurableCheckpoints:
                 raise
             good = max(_steps(folder), default=None)
             self.recovery.console.print(
-                f"[yellow]checkpoint at step {step} not saved ({problem}); "
+                f"[yellow]checkpoint at step {step} not saved ({escape(problem)}); "
                 f"{'there is none yet' if good is None else f'the last good one is of step {good}'}; "
                 "training goes on and the next save tries again[/]"
             )
@@ -159,7 +160,7 @@ def latest(folder: Path, console: Console) -> Path | None:
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        console.print(f"[yellow]checkpoint of step {step} is passed over: {problem}[/]")
+        console.print(f"[yellow]checkpoint of step {step} is passed over: {escape(problem)}[/]")
     return None
 
 

@@ -12,14 +12,17 @@ import psutil
 import torch
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from transformers import TrainerCallback
 
 from toolkit.console import panel
 from toolkit.console.screen import is_live, live
 from toolkit.engine.train.checkpoints import step_of
+from toolkit.errors import UserError
 from toolkit.files import finite, write_text
 from toolkit.hardware import GIB
 from toolkit.recipe.stages import PanelField
+from toolkit.records.record import read_lines
 from toolkit.run.journal import Journal
 from toolkit.run.rundir import PREFIX
 from toolkit.run.runlog import OURS
@@ -43,7 +46,7 @@ class Metrics(TrainerCallback):
     ):
         self._history = _forget_after(path, step_of(checkpoint))
         self._checkpoint = checkpoint
-        self._journal = Journal(path, lambda problem: console.print(f"[yellow]{problem}[/]"))
+        self._journal = Journal(path, lambda problem: console.print(f"[yellow]{escape(problem)}[/]"))
         self._console = console
         self._title, self._fields = title, fields
         self._live: Live | None = None
@@ -68,7 +71,8 @@ class Metrics(TrainerCallback):
         if self._checkpoint:
             shown.saved_step = state.global_step
             self._console.print(
-                f"[green]continuing at step {state.global_step:,} of {state.max_steps:,}[/] from {self._checkpoint}"
+                f"[green]continuing at step {state.global_step:,} of {state.max_steps:,}[/] from "
+                f"{escape(str(self._checkpoint))}"
             )
         for entry in self._history:
             self._remember(entry)
@@ -159,7 +163,7 @@ class Metrics(TrainerCallback):
         if self._live and not shown:
             OURS.info("%s  %s", self._title, text)
         else:
-            self._console.print(f"[dim]{self._title}[/]  {text}", highlight=False)
+            self._console.print(f"[dim]{escape(self._title)}[/]  {escape(text)}")
 
 
 def _forget_after(path: Path, step: int) -> list[dict[str, Any]]:
@@ -169,10 +173,8 @@ def _forget_after(path: Path, step: int) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        with contextlib.suppress(ValueError):
-            if line and (entry := json.loads(line))["step"] <= step:
-                kept.append(entry)
+    if not path.is_file():
+        raise UserError(f"{path} is no file, and the run writes its metrics there: move it away")
+    kept = [entry for entry in read_lines(path) if isinstance(at := entry.get("step"), int) and at <= step]
     write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept
