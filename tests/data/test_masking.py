@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 import time
@@ -465,3 +466,11 @@ def test_pairs_hold_their_prompt_and_their_replies(sets: Sets) -> None:
     short = Masking(tokenizer, source, "<|eot_id|>", 512).pairs(found)
     counts = Counter(result if isinstance(result, Reason) else "used" for result in short)
     assert counts["used"] and set(counts) <= {"used", Reason.NO_ROOM, Reason.SPECIAL_TOKEN_IN_TEXT}
+
+
+def test_a_blank_behind_the_generation_prompt_changes_no_label() -> None:
+    mine = masking("bytes", "question_answer")
+    blank = dataclasses.replace(mine.template, source=mine.template.source.replace('"Answer:"', '"Answer: "'))
+    other = Masking(mine.tokenizer, blank, mine.end_of_turn, WHOLE)
+    rows = [chat("the", "an"), chat("the", "an answer", "an", "the "), chat("the", "  an")]
+    assert blank != mine.template and mine.chats(rows) == other.chats(rows)

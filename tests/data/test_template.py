@@ -159,3 +159,24 @@ def test_a_template_that_calls_itself_for_ever_is_refused() -> None:
 def test_a_template_that_cannot_be_compiled(source: str) -> None:
     with pytest.raises(UserError, match="The chat template"):
         ChatTemplate(source)
+
+
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda path: path.stem)
+def test_a_shipped_template_leaves_no_blank_for_a_reader_to_strip(file: Path) -> None:
+    template = ChatTemplate(read_template(file), "<s>", "</s>")
+    assert not template.render(CHAT[:1], add_generation_prompt=True).endswith(" ")
+    assert template.without_trailing_blank() is template
+
+
+@pytest.mark.parametrize("begin", ["", "\n", "  "])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_a_blank_behind_the_generation_prompt_is_taken_off_by_the_template_itself(
+    begin: str, end: str
+) -> None:
+    loop = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    given = ChatTemplate(begin + loop + end + "{% if add_generation_prompt %}assistant:  {% endif %}")
+    found = given.without_trailing_blank()
+    for messages in (CHAT[:1], CHAT[:2], CHAT):
+        assert found.render(messages) == given.render(messages)
+        asked = found.render(messages, add_generation_prompt=True)
+        assert asked == given.render(messages, add_generation_prompt=True).rstrip(" ") and asked.endswith(":")

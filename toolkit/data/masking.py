@@ -166,8 +166,9 @@ class Masking:
             raise Unusable(Reason.TEMPLATE_UNSTABLE)
         start = len(before.rstrip(" "))
         as_expected = messages[i]["content"].strip() + self.end_of_turn
-        if whole.startswith(as_expected, len(before)):  # nearly always; saves a render for each reply
-            return start, len(before) + len(as_expected)
+        text = next((at for at in range(start, len(whole)) if whole[at] != " "), len(whole))
+        if whole.startswith(as_expected, text):  # nearly always; saves a render for each reply
+            return start, text + len(as_expected)
         upto = self.template.render(messages[: i + 1])
         if not whole.startswith(upto):
             raise Unusable(Reason.TEMPLATE_UNSTABLE)

@@ -4,6 +4,7 @@ Two differences, on purpose: `strftime_now` always answers with FIXED_DATE, so t
 tomorrow, and a template's own refusal is one exception, `TemplateRefused`.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,24 @@ class ChatTemplate:
             Exception
         ) as error:  # a division by zero, say: whatever its expressions raise on these messages
             raise TemplateRefused(str(error) or type(error).__name__) from error
+
+    def without_trailing_blank(self) -> "ChatTemplate":
+        """The same template, whose generation prompt ends before the blanks that belong to the reply's first word.
+
+        Whoever renders it then gives a model the tokens that training saw (see masking.py), by any engine.
+        """
+        try:
+            asked = self.render([{"role": "user", "content": "x"}], add_generation_prompt=True)
+        except TemplateRefused:
+            return self
+        if not asked.endswith(" "):
+            return self
+        body = self.source.removesuffix("\n")  # as Jinja itself does
+        source = (
+            f"{{% set rendered %}}\n{body}{{%+ endset %}}"  # Jinja takes the line feed behind the block away
+            "{{ rendered.rstrip(' ') if add_generation_prompt else rendered }}"
+        )
+        return dataclasses.replace(self, source=source)
 
     def special_tokens(self, added_tokens: Iterable[str]) -> list[str]:
         """Those of the tokenizer's `added_tokens` that this template itself writes, in the order given.

@@ -63,7 +63,10 @@ def set_tokens(recipe: Recipe, model: Any, tokenizer: Any) -> ChatTemplate:
         model.generation_config.eos_token_id = sorted(ends - {None})
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.config.pad_token_id = tokenizer.pad_token_id
-    return ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+    given = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+    template = given.without_trailing_blank()
+    tokenizer.chat_template = template.source  # what an adapter and an export are saved with
+    return template
 
 
 def check_known(recipe: Recipe, model: Any, tokenizer: Any, template: ChatTemplate) -> list[str]:

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from unsloth import FastLanguageModel
 
-from toolkit.data.masking import generation_prompt
 from toolkit.data.prompts import as_messages
 from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.base.quiet import quiet
 from toolkit.engine.export import consumer
+from toolkit.engine.inference import generate
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
 from toolkit.records.parity import Difference, Tolerance
@@ -69,8 +69,8 @@ def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
     max_new_tokens = min(recipe.compare.max_new_tokens, ANSWER_TOKENS)
     FastLanguageModel.for_inference(trained)
     sequences, effects = [], []
-    for chat in chats:
-        prompt = _encode(tokenizer, generation_prompt(loaded.template, chat))
+    prompts = generate.tokens(loaded, chats)
+    for prompt in prompts:
         with model.use_adapter(trained, wanted.stage):
             with torch.inference_mode():
                 output = trained.generate(
@@ -87,12 +87,9 @@ def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
             before = consumer.read(trained, prompt, reply, read["top_ids"])
         effects.append(_diffs(read, before))
         sequences.append({"prompt_ids": prompt, "answer_ids": reply} | read)
-    rendered = [
-        _encode(tokenizer, loaded.template.render(chat, add_generation_prompt=True)) for chat in chats
-    ]
     return Answered(
         chats=chats,
-        rendered=rendered,
+        rendered=prompts,
         sequences=sequences,
         ends=sorted(ends),
         end_of_turn=tokenizer.convert_tokens_to_ids(loaded.end_of_turn),
@@ -187,7 +184,3 @@ def behaviour(got: dict[str, Any], answered: Answered, dated: bool) -> list[str]
 
 def _diffs(one: dict[str, Any], other: dict[str, Any]) -> torch.Tensor:
     return (torch.tensor(one["log_probs"]) - torch.tensor(other["log_probs"])).abs().flatten()
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
