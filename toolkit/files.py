@@ -9,8 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from toolkit.redaction import blanked
-
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or none: temporary name, flush to disk, rename. Half a character is written as `\\ud83d`."""
@@ -30,8 +28,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON, whole or not at all; NaN and infinity become null, secrets are blanked."""
-    write_text(path, json.dumps(blanked(finite(value)), indent=2, ensure_ascii=False) + "\n")
+    """JSON, whole or not at all; NaN and infinity become null. What programs load is written as it is."""
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:

@@ -46,3 +46,19 @@ def test_a_damaged_report_costs_its_measures_alone(wanted: Wanted) -> None:
     wanted.run.of("eval").report.write_text('{"models": [')
     assert "Nothing was measured" in model_card.write(wanted, None, None, notes=notes)
     assert len(notes) == 1 and "counts as absent" in notes[0]
+
+
+def test_a_secret_of_the_recipe_does_not_reach_the_card(
+    wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("my_password", "hunter2hunter2")
+    words = ("description=made with hunter2hunter2", "compare.prompts=[say hunter2hunter2]")
+    card = model_card.write(replace(wanted, recipe=load("tiny", words)), None, None)
+    assert "hunter2" not in card and "***" in card
+
+
+def test_the_licence_of_a_set_stands_beside_it(wanted: Wanted) -> None:
+    path = wanted.recipe.section("dpo").datasets[0].path
+    assert f"{path} (licence cc-by-4.0)" in model_card.write(
+        wanted, None, None, data_licences={path: "cc-by-4.0"}
+    )

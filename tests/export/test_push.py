@@ -52,6 +52,12 @@ class Answers(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._answer("PUT")
 
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send({"error": "Invalid username or password."}, 401)
+        self._send({"id": f"me/{name}", "private": self.server.repositories[name]})
+
     def _answer(self, verb: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub = self.server
@@ -205,3 +211,26 @@ def test_only_a_checked_export_is_uploaded(hub: Hub, export: Wanted, mark: dict[
     else:
         (export.folder / MARK).unlink()
     assert "no checked export" in upload(export) and not hub.seen
+
+
+def test_nothing_private_goes_to_a_repository_that_is_public_already(hub: Hub, export: Wanted) -> None:
+    hub.repositories["tiny-dpo"] = False
+    assert "is there already and is public" in upload(export)
+    assert not hub.files and not hub.large
+    assert "uploaded" in upload(export, public=True)
+
+
+@pytest.mark.parametrize("secret", [TOKEN, "***", "hunter2hunter2", "https://me:pass@word/x@example.org"])
+def test_a_card_with_a_secret_is_not_uploaded(
+    secret: str, hub: Hub, export: Wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("my_password", "hunter2hunter2")
+    (export.folder / "README.md").write_text(f"# card\n{secret}\n")
+    assert "README.md in" in (said := upload(export)) and "take it out of the recipe" in said
+    assert not hub.seen
+
+
+def test_a_link_in_an_export_is_not_followed(hub: Hub, export: Wanted, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (export.folder / "notes.txt").symlink_to(tmp_path / "secret")
+    assert "notes.txt" not in upload(export) and "notes.txt" not in hub.files

@@ -99,7 +99,7 @@ def test_a_key_without_a_value_is_null_and_one_that_comes_later_is_absent() -> N
 
 
 def test_nan_is_null_and_secrets_are_blanked(tmp_path: Path) -> None:
-    report = replace(RunReport.unknown(), loss_last=math.nan, notes=["hf_abcdefghijklmnop"])
+    report = replace(RunReport.unknown(), loss_last=math.nan, notes=["hf_" + "a" * 34])
     report.write(tmp_path / "report.json")
     read = RunReport.load(tmp_path / "report.json")
     assert read and (read.loss_last, read.notes) == (None, ["***"])

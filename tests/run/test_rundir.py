@@ -135,3 +135,13 @@ def test_json_is_whole_or_absent_and_knows_no_nan(tmp_path: Path) -> None:
         write_json(file, {"loss": object()})
     assert json.loads(file.read_text())["all"] == [None, 1.5]
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path, "tiny", "sft")
+    run.path.parent.mkdir(parents=True)
+    (tmp_path / "precious").write_text("precious")
+    (run.path.parent / ".sft.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="cannot write the run"), run.locked():
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"

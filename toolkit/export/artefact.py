@@ -42,6 +42,19 @@ QUANTS = {
     "q3_k_s": 11,
     "q2_k": 10,
 }
+# What asks the model and knows when it has ended: the names of transformers.
+PROMPTING = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 LLAMA_CPP_VARIABLES = ("LLAMA_CPP_PATH", "UNSLOTH_LLAMA_CPP_PATH")
 RUNS_CODE = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # pickles: loading one can run code
 
@@ -189,5 +202,5 @@ def files(folder: Path) -> dict[str, int]:
     return {
         file.relative_to(folder).as_posix(): file.stat().st_size
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MARK
+        if file.is_file() and not file.is_symlink() and file.name != MARK
     }

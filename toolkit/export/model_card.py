@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -15,6 +16,7 @@ from toolkit.recipe.schema import Recipe, Source
 from toolkit.records.evaluation_report import Evaluation, Measure
 from toolkit.records.parity import Parity
 from toolkit.records.run_report import RunReport
+from toolkit.redaction import blanked
 from toolkit.report.run_record import is_of_other_weights, written
 
 UNKNOWN_LICENCE = "unknown: the card of the base was not at hand. Look there before you share this"
@@ -59,10 +61,13 @@ def write(
     parity: Parity | None,
     gguf: str | None = None,
     notes: list[str] | None = None,
+    data_licences: Mapping[str, str] | None = None,
 ) -> str:
-    """The whole file. `licence` is what the base's own card says of it; None where that could not be read.
+    """The whole file, secrets blanked: `push` refuses such a card.
 
-    `notes` is given a line for each report that another version of the toolkit wrote, or that is not of this adapter.
+    `licence` is what the base's own card says of it, None where that could not be read; `data_licences` what the cards
+    of sets say, by the path of the set. `notes` is given a line for each report that another version of the toolkit
+    wrote, or that is not of this adapter.
     """
     recipe, stage = wanted.recipe, wanted.stage
     local = is_local(recipe)
@@ -93,13 +98,13 @@ def write(
     for name in trained:
         section = recipe.section(name)
         lines.append(
-            f"- **Data, {name}**: {', '.join(map(_source, section.datasets))}; "
+            f"- **Data, {name}**: {', '.join(_source(one, data_licences or {}) for one in section.datasets)}; "
             f"learning rate {section.learning_rate:g}, batch {section.effective_batch_size}, "
             f"{section.max_steps or f'{section.num_train_epochs:g} epochs'}{' (steps)' if section.max_steps else ''}"
         )
     lines += ["", "## Measures", "", *_measures(wanted, trained, parity, notes if notes is not None else [])]
     lines += ["", "## Use", "", *_use(wanted, gguf)]
-    return "\n".join(front + lines) + "\n"
+    return str(blanked("\n".join(front + lines) + "\n"))
 
 
 def is_local(recipe: Recipe) -> bool:
@@ -109,6 +114,8 @@ def is_local(recipe: Recipe) -> bool:
 
 def licence_of(base: Path) -> str | None:
     """The licence that a model folder's own README names in its metadata; None where it names none."""
+    if base == Path():
+        return None
     try:
         text = (base / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -119,6 +126,8 @@ def licence_of(base: Path) -> str | None:
     except YAMLError:
         return None
     licence = metadata.get("license_name") or metadata.get("license") if isinstance(metadata, dict) else None
+    if isinstance(licence, list):  # as the cards of some sets have it
+        licence = ", ".join(map(str, licence))
     return licence if isinstance(licence, str) else None
 
 
@@ -128,8 +137,10 @@ def _format(wanted: Wanted) -> str:
     )
 
 
-def _source(source: Source) -> str:
-    return source.path + (f" ({source.name})" if source.name else "")
+def _source(source: Source, licences: Mapping[str, str]) -> str:
+    licence = licences.get(source.path)
+    said = [*([source.name] if source.name else []), *([f"licence {licence}"] if licence else [])]
+    return source.path + (f" ({', '.join(said)})" if said else "")
 
 
 def _measures(wanted: Wanted, trained: list[str], parity: Parity | None, notes: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,8 +16,10 @@ from rich.table import Table
 
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted, files, read_mark
-from toolkit.redaction import redacted
+from toolkit.redaction import BLANK, SHAPES, blanked, redacted
 
+CARD = "README.md"
+SAID = (".md", ".json", ".jinja", "")  # suffixes of texts; a Modelfile has none
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 2.0  # doubled each time: half a minute in all
 TRANSIENT = {408, 429, 500, 502, 503, 504}
@@ -39,6 +42,11 @@ def push(
     if mark is None or not mark.verified:
         raise UserError(f"{wanted.folder} is no checked export: only what passed its check is uploaded")
     found = files(wanted.folder)
+    if secret := [name for name in found if _holds_secret(wanted.folder / name)]:
+        raise UserError(
+            f"{', '.join(secret)} in {wanted.folder} hold what looks like a token, a key or a password, or what was "
+            "blanked as one: take it out of the recipe (description, prompts, paths) and export again"
+        )
     seen = "public" if public else "private"
     table = Table(box=None, padding=(0, 2))
     table.add_column(escape(f"to {repository} ({seen})"))
@@ -52,6 +60,14 @@ def push(
         return
     url = _upload(wanted, repository, public, list(found), console, sleep)
     console.print(f"[bold green]uploaded[/]: {escape(url)}")
+
+
+def _holds_secret(file: Path) -> bool:
+    """Whether the card has what is blanked elsewhere, or a file for programs a token. Vocabularies are not read."""
+    if file.suffix not in SAID or file.name in ("tokenizer.json", "vocab.json"):
+        return False
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return bool(SHAPES.search(text)) or (file.name == CARD and (BLANK in text or blanked(text) != text))
 
 
 def _upload(
@@ -78,10 +94,17 @@ def _upload(
     for attempt in range(1, ATTEMPTS + 1):
         try:
             url = api.create_repo(repository, private=not public, exist_ok=True)
+            if not public and not api.repo_info(repository).private:
+                raise UserError(
+                    f"{repository} is there already and is public, and the upload is to be private: make it private on "
+                    "the Hub, name another repository, or add --public"
+                )
             api.upload_folder(
                 repo_id=repository, folder_path=wanted.folder, allow_patterns=names, commit_message=message
             )
             return str(url)
+        except UserError:
+            raise
         except Exception as error:
             status = _status(error)
             if not _is_transient(error, status):

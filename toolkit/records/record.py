@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from toolkit.files import write_json
+from toolkit.redaction import blanked
 
 NUM_NAMED = 8  # keys of one kind in a note
 
@@ -51,7 +52,7 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Writes the file, complete or not at all; NaN becomes null, secrets are blanked."""
-        write_json(path, plain(self))
+        write_json(path, blanked(plain(self)))
 
 
 def read_object(path: Path) -> dict[str, Any]:

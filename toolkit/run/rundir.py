@@ -22,7 +22,7 @@ from toolkit.files import write_json
 from toolkit.records.marks import AdapterMark
 from toolkit.records.record import plain, read_object
 from toolkit.records.run_manifest import Manifest
-from toolkit.redaction import blanked
+from toolkit.redaction import blanked, marked
 
 MARK = "complete.json"
 SEAL, PREFIX = "sealed.json", "checkpoint-"  # of a complete checkpoint; the names of their folders
@@ -141,7 +141,9 @@ class RunDir:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            stream = (self.path.parent / f".{self.stage}.lock").open("a+", encoding="utf-8")
+            stream = open(  # noqa: SIM115  (closed below)
+                self.path.parent / f".{self.stage}.lock", "a+", encoding="utf-8", opener=_open_no_link
+            )
         except OSError as error:
             raise UserError(
                 f"cannot write the run to {self.path}: {error.strerror}; choose --runs DIR"
@@ -182,7 +184,7 @@ class RunDir:
     def record(self, facts: dict[str, Any]) -> None:
         """Adds facts to the manifest, by the names of its fields; what is there beside them stays."""
         replace(Manifest.unknown(), **facts)  # a TypeError for a name that is none
-        write_json(self.manifest, read_object(self.manifest) | plain(facts))
+        write_json(self.manifest, blanked(read_object(self.manifest) | plain(facts)))
 
     def read_manifest(self, notes: list[str] | None = None) -> Manifest:
         """What is recorded of the run; nothing in any field before its start."""
@@ -198,7 +200,7 @@ class RunDir:
         return any(self.checkpoints.glob(f"{PREFIX}*"))
 
     def _refuse_other(self, what: str, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-        now = blanked(now)
+        now = marked(now)
         if before is None or not (self.finished_with() or self._has_checkpoints()):
             return  # nothing was trained yet: there is nothing to lose
         known = before.keys() | now.keys() if what == "trajectory" else before.keys() & now.keys()
@@ -233,3 +235,8 @@ class RunDir:
     def finished_with(self) -> AdapterMark | None:
         """What the completion mark of the adapter records, or None while there is no complete adapter."""
         return AdapterMark.load(self.adapter / MARK)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """A lock is emptied and written: through a link that would be another file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

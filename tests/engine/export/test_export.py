@@ -345,3 +345,19 @@ def test_a_pickle_beside_the_adapter_is_refused(sft: Stage, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"extra\.bin: such files can run code"):
         export.run(wanted(tmp_path, tmp_path / "out", "adapter"), Console(quiet=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_only_files_that_an_export_names_are_copied(runs: Path, tmp_path: Path) -> None:
+    made = wanted(runs, tmp_path / "x", "adapter")
+    made.temporary.mkdir(parents=True)
+    note = made.run.adapter / "notes.txt"
+    note.write_text("of mine")
+    try:
+        export.adapter(made, made.temporary)
+        assert "notes.txt" not in {file.name for file in made.temporary.iterdir()}
+        note.unlink()
+        note.symlink_to(tmp_path / "secret")
+        with pytest.raises(UserError, match="holds links"):
+            export.run(made, Console(quiet=True))
+    finally:
+        note.unlink()

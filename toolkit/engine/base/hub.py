@@ -101,9 +101,13 @@ def fetch_weights(path: str, revision: str | None) -> Path:
         raise UserError(explain(error, "model", path, revision)) from None
 
 
-def cached_folder(path: str, revision: str | None) -> Path:
-    """The folder of a model in the local cache, whatever of it is there; an empty path where nothing is."""
-    found = try_to_load_from_cache(path, "config.json", revision=revision)
+def cached_folder(path: str, revision: str | None, kind: str = "model") -> Path:
+    """The folder of a model or dataset in the local cache, whatever of it is there; an empty path where nothing is."""
+    file = "config.json" if kind == "model" else "README.md"
+    try:
+        found = try_to_load_from_cache(path, file, revision=revision, repo_type=kind)
+    except HFValidationError:  # a path of this machine
+        return Path()
     return Path(found).parent if isinstance(found, str) else Path()
 
 

@@ -20,10 +20,10 @@ from toolkit.engine.base import hub, model
 from toolkit.engine.export import gguf, merge, parity
 from toolkit.errors import UserError
 from toolkit.export import model_card, modelfile
-from toolkit.export.artefact import PARITY, RUNS_CODE, Wanted
+from toolkit.export.artefact import PARITY, PROMPTING, RUNS_CODE, Wanted
 from toolkit.files import write_json, write_text
+from toolkit.recipe import stages
 from toolkit.records.parity import Parity, Quantisation, Tolerance
-from toolkit.run.rundir import MARK
 from toolkit.run.runlog import LOG
 
 # What an export may differ by, in nats. Measured on the tiny recipe after DPO, on a CPU, beside each (maximum, mean;
@@ -69,7 +69,9 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
             measured = _verify(wanted, base, file, answered, ask)
         licence = model_card.licence_of(base or _cached(wanted))
         notes: list[str] = []
-        card = model_card.write(wanted, licence, measured, file.name if file else None, notes)
+        card = model_card.write(
+            wanted, licence, measured, file.name if file else None, notes, _data_licences(wanted)
+        )
         for note in notes:
             console.print(note, style="yellow", markup=False, soft_wrap=True)
         write_text(wanted.temporary / "README.md", card)
@@ -264,7 +266,23 @@ def _cached(wanted: Wanted) -> Path:
     return Path(path) if Path(path).is_dir() else hub.cached_folder(path, wanted.recipe.model.revision)
 
 
+def _data_licences(wanted: Wanted) -> dict[str, str]:
+    """What the cards of the training sets name, as far as they are on this machine, by the path of the set."""
+    recipe, found = wanted.recipe, {}
+    for stage in stages.lineage(wanted.stage):
+        for source in recipe.section(stage.name).datasets if stage in recipe.stages() else ():
+            path = Path(recipe.locate(source.path))
+            folder = path if path.is_dir() else hub.cached_folder(source.path, source.revision, "dataset")
+            if licence := model_card.licence_of(path.parent if path.is_file() else folder):
+                found[source.path] = licence
+    return found
+
+
 def _refuse_code(folder: Path) -> None:
+    if links := sorted(file.name for file in folder.iterdir() if file.is_symlink()):
+        raise UserError(
+            f"{folder} holds links ({', '.join(links)}): what they point to is not the adapter; take them away"
+        )
     if unsafe := sorted(file.name for file in folder.iterdir() if file.suffix in RUNS_CODE):
         raise UserError(
             f"{folder} holds {', '.join(unsafe)}: such files can run code when they are loaded, and none is exported; "
@@ -274,12 +292,9 @@ def _refuse_code(folder: Path) -> None:
 
 def _copy_prompting(source: Path, target: Path) -> None:
     """Tokenizer, chat template and generation config: what is needed to ask the model and to know when it has ended."""
-    for file in source.iterdir():
-        if file.suffix in (".json", ".jinja", ".model", ".txt") and file.name not in (
-            MARK,
-            "adapter_config.json",
-        ):
-            shutil.copy(file, target)
+    for name in PROMPTING:
+        if (source / name).is_file():
+            shutil.copy(source / name, target)
     config = json.loads((target / "tokenizer_config.json").read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows as well

@@ -22,6 +22,7 @@ from toolkit.engine.inference import generate, rewards
 from toolkit.files import finite, write_text
 from toolkit.recipe.schema import Recipe
 from toolkit.records.comparison_report import AnswerMeasures, Comparison
+from toolkit.redaction import blanked
 from toolkit.run.replacing import replacing
 from toolkit.run.rundir import RunDir
 
@@ -186,6 +187,7 @@ def _say_what_is_unmeasured(models: dict[str, AnswerMeasures], console: Console)
 
 
 def _write(recipe: Recipe, folder: Path, rows: list[view.Row], models: dict[str, AnswerMeasures]) -> None:
+    rows = blanked(rows)
     lines = [json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows]
     write_text(folder / "comparison.jsonl", "".join(lines))
     write_text(folder / "comparison.md", view.comparison_markdown(recipe, rows, models))

@@ -15,6 +15,7 @@ from toolkit.engine.inference import generate
 from toolkit.errors import Interrupted
 from toolkit.files import write_text
 from toolkit.records.run_report import Answers
+from toolkit.redaction import blanked
 from toolkit.run.rundir import ANSWERS
 from toolkit.training.job import Job
 
@@ -35,7 +36,7 @@ def compare(job: Job, loaded: model.LoadedModel, starting_adapter: Path | None) 
             {"prompt": prompt, "before": one.to_dict(), "after": other.to_dict()}
             for prompt, one, other in zip(job.recipe.compare.prompts, before, after, strict=True)
         ]
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(blanked(row), ensure_ascii=False) + "\n" for row in rows)
         write_text(job.run.path / ANSWERS, "".join(lines))
     except (Interrupted, KeyboardInterrupt):
         note = "a signal asked the run to end"

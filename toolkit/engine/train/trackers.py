@@ -12,6 +12,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from toolkit.engine.train.checkpoints import step_of
 from toolkit.errors import UserError
+from toolkit.redaction import blanked
 from toolkit.training.job import Job
 
 TENSORBOARD = "tensorboard"  # in the run directory; W&B makes its own `wandb` there
@@ -64,7 +65,7 @@ def _wandb(trainer: Any, job: Job) -> Iterator[None]:
             id=identity,
             resume="allow",
             dir=str(job.run.path),
-            config={"recipe": job.recipe.model_dump(mode="json", by_alias=True)},
+            config={"recipe": blanked(job.recipe.model_dump(mode="json", by_alias=True))},
             # Not what our manifest has already, with secrets blanked out: W&B takes the command line as it is.
             settings=wandb.Settings(console="off", silent=True, x_disable_meta=True, save_code=False),
         )
