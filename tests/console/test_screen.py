@@ -143,13 +143,15 @@ def test_quiet_leaves_warnings_errors_and_results_and_log_txt_whole(log: Path) -
 
 def test_no_secret_reaches_the_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
-    monkeypatch.setattr(sys, "argv", ["run_sft.py", "--set", "model.path=hf_abcdefghijklmnop"])
+    monkeypatch.setattr(
+        sys, "argv", ["run_sft.py", "--set", "model.path=hf_abcdefghijklmnopqrstuvwxyzabcdefgh"]
+    )
     console, _ = screen()
     LOG.open(log, console)
     console.print("key 0123456789abcdef0123456789abcdef01234567")
     PRINTED.info("Authorization token=abc123secret")
     try:
-        raise RuntimeError("no access with hf_abcdefghijklmnop")
+        raise RuntimeError("no access with hf_abcdefghijklmnopqrstuvwxyzabcdefgh")
     except RuntimeError as error:
         failure(error)
     written = log.read_text()

@@ -67,9 +67,9 @@ RECORDS = (
     ),
     replace(Comparison.unknown(), models={"base": AnswerMeasures.unknown()}),
     Parity(
-        *(0.1, 0.01, 1.0),
+        *(0.1, 0.01, 1.0, 1.0),
         *("the model", TOLERANCE, "bfloat16", 0.2, 2, 24, [], True),
-        quantisation=Quantisation(0.5, 0.1, 0.9, TOLERANCE),
+        quantisation=Quantisation(0.5, 0.1, 0.9, 0.9, TOLERANCE),
     ),
     Seal(files={"adapter_model.safetensors": "00"}),
     AdapterMark(trajectory={"seed": 1}, num_steps=4, files={"tokenizer.json": "00"}),

@@ -210,6 +210,8 @@ def explain(
 def _keys_of(problem: Any, values: Any) -> tuple[str | int, ...]:
     """The path of a problem, without the branches of unions ("constrained-int") that pydantic puts into it."""
     keys: list[str | int] = []
+    if problem["loc"][-1:] == ("[key]",):  # what is wrong is a name in a mapping of free names
+        problem = problem | {"loc": problem["loc"][:-2]}
     *before, last = problem["loc"] or (None,)
     for part in before:
         if _holds(values, part):

@@ -19,11 +19,16 @@ class Tolerance(Record):
 
 @dataclass(frozen=True)
 class Difference(Record):
-    """Of next-token log-probs, in nats, over all positions of all answers; and the share of equal greedy tokens."""
+    """Of next-token log-probs, in nats, over all positions of all answers; and the share of equal greedy tokens.
+
+    `weighed_equal_fraction` is that share with each position weighed by the gap between its two best log-probs, so that
+    near-ties, which rounding decides, count for little. It is the one that is held to the tolerance.
+    """
 
     max_logprob_diff: float
     mean_logprob_diff: float
     equal_greedy_fraction: float
+    weighed_equal_fraction: float
 
 
 @dataclass(frozen=True)

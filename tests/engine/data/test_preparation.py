@@ -401,3 +401,22 @@ def test_a_set_of_the_hub_while_offline(tmp_path: Path, monkeypatch: pytest.Monk
         assert "data set nobody/nothing is not in the local cache and HF_HUB_OFFLINE is set" in str(
             error.value
         )
+
+
+def test_half_a_character_in_any_column_costs_at_most_its_row(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {**CHATS[0], "source": "\ud800"},
+        {"instruction": "a \ud800", "output": "b"},
+    ]
+    rows += [{"instruction": "no reply", "output": None, "source": "\udfff"}]
+    report = prepare(recipe_of("sft", write(tmp_path / "a.jsonl", rows))).report
+    assert report.used == 1 and report.dropped == {"broken_text": 1, "missing_content": 1}
+
+
+def test_columns_that_mean_something_and_are_not_read_are_named(tmp_path: Path) -> None:
+    rows = [{**row, "weight": 0.5, "tools": None} for row in CHATS]
+    console = Console(file=io.StringIO(), width=200)
+    recipe = recipe_of("sft", write(tmp_path / "a.jsonl", rows))
+    report = preparation.prepare(recipe, recipe.section("sft"), "chat", loaded(), console).report
+    assert "columns that are not read of" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert [step.step for step in report.selection if step.step.endswith(": weight")]

@@ -361,3 +361,26 @@ def test_only_files_that_an_export_names_are_copied(runs: Path, tmp_path: Path) 
             export.run(made, Console(quiet=True))
     finally:
         note.unlink()
+
+
+def test_weights_of_32_bits_are_merged_into_16(runs: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    wide = {name: tensor.float() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(wide, base / "model.safetensors", {"format": "pt"})
+    made = wanted(runs, tmp_path / "x", "merged_16bit")
+    export.merged(made, base, made.temporary, Console(quiet=True))
+    assert {tensor.dtype for tensor in load_file(made.temporary / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_a_near_tie_that_falls_the_other_way_counts_for_little() -> None:
+    def told(greedy: list[int]) -> dict[str, Any]:
+        return {"greedy": greedy, "log_probs": [[-0.7, -0.7001, -9.0], [-0.001, -7.0, -9.0]]}
+
+    measured = parity.difference({"sequences": [told([1, 5])]}, [told([0, 5])])
+    assert measured.equal_greedy_fraction == 0.5 and measured.weighed_equal_fraction > 0.99
+    assert not parity.problems(measured, export.SAME, "it")
+    clear = parity.difference({"sequences": [told([0, 4])]}, [told([0, 5])])
+    assert parity.problems(clear, export.SAME, "it")

@@ -59,8 +59,10 @@ def fetching(path: str) -> Callable[[], str]:
     return lambda: f"({fetched:.2f} GiB fetched)" if (fetched := size() - before) >= 0.005 else ""
 
 
-def check_base(recipe: Recipe, path: str) -> None:
+def check_base(recipe: Recipe, path: str) -> dict[str, Any]:
     """Makes sure that the base model is there and its architecture is the recipe's, before its weights are fetched.
+
+    Returns its config.json.
 
     Raises UserError: no such model, gated, offline and not cached, no safetensors, a disk without room for it.
     """
@@ -86,6 +88,7 @@ def check_base(recipe: Recipe, path: str) -> None:
     ]
     if wrong:
         raise UserError(*wrong)
+    return config  # type: ignore[no-any-return]
 
 
 def fetch_weights(path: str, revision: str | None) -> Path:

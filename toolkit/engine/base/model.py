@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from unsloth import FastLanguageModel
@@ -23,12 +24,14 @@ from toolkit.engine.base import tokens
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
+from toolkit.memory import terms
 from toolkit.memory.plan import Settings
 from toolkit.recipe.schema import Architecture, Recipe
 from toolkit.records.marks import AdapterMark
 from toolkit.run import sealing
 from toolkit.run.rundir import MARK, RunDir
 
+CPU_BLOCK = 32  # bitsandbytes.functional._convert_weight_packed_for_cpu
 SMALL_FILES_GIB = 0.06  # tokenizer (Gemma's: 40 MB), template, configs; at most
 
 
@@ -46,7 +49,8 @@ class LoadedModel:
 def load(recipe: Recipe, max_length: int, settings: Settings | None = None) -> LoadedModel:
     """Base model and tokenizer. Raises UserError when the base cannot be reached or is not what the recipe says."""
     path = recipe.locate(recipe.model.path)
-    check_base(recipe, path)
+    positions = check_base(recipe, path).get("max_position_embeddings")
+    _check_widths(recipe)
     with quiet():
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=path,
@@ -61,6 +65,11 @@ def load(recipe: Recipe, max_length: int, settings: Settings | None = None) -> L
     _check_architecture(recipe.model.architecture, model.config)
     template = tokens.set_tokens(recipe, model, tokenizer)
     notes = tokens.check_known(recipe, model, tokenizer, template)
+    if isinstance(positions, int) and max_length > positions:
+        notes.append(
+            f"max_length {max_length:,} is more than the {positions:,} positions that {recipe.model.path} was trained "
+            "on: what lies beyond them it has never seen"
+        )
     return LoadedModel(model, tokenizer, template, recipe.template.end_of_turn, notes)
 
 
@@ -208,6 +217,22 @@ def device_name() -> str:
 def _checkpointing(settings: Settings | None) -> str | bool:
     """Unsloth's own checkpointing (layer inputs offloaded to RAM on a GPU) when any layer recomputes."""
     return "unsloth" if settings is not None and settings.recompute_layers else False
+
+
+def _check_widths(recipe: Recipe) -> None:
+    """Raises UserError for linears that bitsandbytes' CPU kernel cannot pack; it would fail at the first answer."""
+    if not recipe.model.load_in_4bit or torch.cuda.is_available() or not has_avx512bf16():
+        return
+    odd = {
+        f"{name} {out}"
+        for name, (_, out) in terms.linears(recipe.model.architecture).items()
+        if out % CPU_BLOCK
+    }
+    if odd:
+        raise UserError(
+            f"bitsandbytes takes 4-bit weights on this CPU only where their outputs are a multiple of {CPU_BLOCK}: "
+            f"not {', '.join(sorted(odd))}: take --set model.load_in_4bit=false"
+        )
 
 
 def _check_architecture(expected: Architecture, config: Any) -> None:

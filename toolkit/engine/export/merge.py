@@ -164,14 +164,17 @@ def needed_ram_gib(base: Path, lora: Lora) -> float:
 def merge(
     base: Path, lora: Lora, target: Path, advance: Callable[[int], None] = lambda count: None
 ) -> dict[str, Any]:
-    """Writes the merged weights into `target`, sharded as the base is. Returns {num_tensors, num_merged, dtypes}."""
+    """Writes the merged weights into `target`, sharded as the base is. Returns {num_tensors, num_merged, dtypes}.
+
+    Weights of a base in fp32 are written in bf16: the export is called one of 16 bits.
+    """
     weight_map, total, merged, dtypes = {}, 0, 0, set()
     files = shards(base)
     for file, names in files.items():
         tensors = {}
         with safe_open(base / file, framework="pt") as stream:
             for name in names:
-                tensors[name] = lora.merged(name, stream.get_tensor(name))
+                tensors[name] = _in_16_bits(lora.merged(name, stream.get_tensor(name)))
                 merged += name in lora.updates
                 total += tensors[name].numel() * tensors[name].element_size()
                 dtypes.add(str(tensors[name].dtype).removeprefix("torch."))
@@ -184,3 +187,7 @@ def merge(
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     assert merged == len(lora.updates)
     return {"num_tensors": len(weight_map), "num_merged": merged, "dtypes": sorted(dtypes)}
+
+
+def _in_16_bits(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to(torch.bfloat16) if weight.dtype == torch.float32 else weight

@@ -126,11 +126,20 @@ def difference(one: dict[str, Any], other: list[dict[str, Any]]) -> Difference:
     pairs = list(zip(one["sequences"], other, strict=True))
     diffs = torch.cat([_diffs(mine, theirs) for mine, theirs in pairs])
     equal = [a == b for mine, theirs in pairs for a, b in zip(mine["greedy"], theirs["greedy"], strict=True)]
+    gaps = [_gap(log_probs) for _, theirs in pairs for log_probs in theirs["log_probs"]]
+    weighed = sum(gap for gap, is_equal in zip(gaps, equal, strict=True) if is_equal)
     return Difference(
         max_logprob_diff=diffs.max().item(),
         mean_logprob_diff=diffs.mean().item(),
         equal_greedy_fraction=sum(equal) / len(equal),
+        weighed_equal_fraction=weighed / sum(gaps) if sum(gaps) else 1.0,
     )
+
+
+def _gap(log_probs: list[float]) -> float:
+    """Between the two best of a position, in nats."""
+    best, second, *_ = sorted(log_probs, reverse=True)
+    return best - second
 
 
 def problems(
@@ -142,10 +151,10 @@ def problems(
         value, most = getattr(measured, key), getattr(tolerance, key)
         if not value <= most:
             found.append(f"{key} against {against} is {value:.4f}, at most {most:g} is expected")
-    if not measured.equal_greedy_fraction >= tolerance.equal_greedy_fraction:
+    if not measured.weighed_equal_fraction >= tolerance.equal_greedy_fraction:
         found.append(
-            f"{measured.equal_greedy_fraction:.1%} of the greedy tokens equal those of {against}, at least "
-            f"{tolerance.equal_greedy_fraction:.0%} are expected"
+            f"{measured.weighed_equal_fraction:.1%} of the greedy tokens, weighed by how clear they are, equal those "
+            f"of {against}, at least {tolerance.equal_greedy_fraction:.0%} are expected"
         )
     if effect is not None and not measured.mean_logprob_diff <= EFFECT_SHARE * effect:
         found.append(
