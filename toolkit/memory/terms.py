@@ -199,6 +199,18 @@ def step_seconds(
     return seconds
 
 
+def generation_bytes(architecture: Architecture) -> int:
+    """Bytes that a token of a prompt or an answer holds while answers are given.
+
+    Keys and values of all layers, and what one layer makes of a prompt at a time: its input, norm and output, q, k, v
+    and attention, gate, up and their product; all in bf16 (read from Unsloth's forward, not measured).
+    """
+    q, kv = _attention_widths(architecture)
+    h, wide = architecture.hidden_size, architecture.intermediate_size
+    cache = 2 * kv * architecture.num_hidden_layers
+    return BF16 * (cache + 3 * h + 2 * q + 2 * kv + 3 * wide)
+
+
 def _attention_widths(architecture: Architecture) -> tuple[int, int]:
     """Output features of q_proj and of k_proj and v_proj."""
     width = head_dim(architecture)

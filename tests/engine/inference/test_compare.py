@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,35 @@ def test_a_prompt_without_room_for_an_answer_is_refused(loaded: model.LoadedMode
     long = [{"role": "user", "content": "word " * 600}]
     with pytest.raises(UserError, match=r"prompt 2 has .* tokens: at most 500 leave room"):
         generate.encode(loaded, [read_prompts(recipe, None)[0], long], recipe.compare)
+
+
+def test_prompts_may_be_longer_than_the_rows_of_training(loaded: model.LoadedModel) -> None:
+    """Unsloth cuts an input that is longer than it was loaded for; the room is the model's own."""
+    recipe = tiny(*SHORT)
+    assert recipe.sft is not None and loaded.max_length == 512 > recipe.sft.max_length
+    assert loaded.model.max_seq_length == loaded.max_length
+    [ids] = generate.encode(loaded, [[{"role": "user", "content": "word " * 400}]], recipe.compare)
+    assert recipe.sft.max_length < len(ids) <= generate.room(loaded, recipe.compare)
+
+
+def test_what_the_card_has_no_memory_for_is_refused_and_batches_keep_to_it(loaded: model.LoadedModel) -> None:
+    recipe = tiny(*SHORT)
+    small = replace(loaded, batch_tokens=40)
+    with pytest.raises(
+        UserError, match=r"at most 28 leave room .* 12 within the 40 tokens that the card has"
+    ):
+        generate.encode(small, [[{"role": "user", "content": "word " * 40}]], recipe.compare)
+    mixed = tiny(*SHORT, "compare.mix_lengths=true", "compare.batch_size=3").compare
+    assert generate.batches([9, 5, 6, 30, 7], mixed) == [[1, 2, 4], [0, 3]]
+    assert generate.batches([9, 5, 6, 30, 7], mixed, batch_tokens=40) == [[1, 2], [4], [0], [3]]
+
+
+def test_a_model_as_it_is_loaded_for_training_takes_no_more_than_its_rows(loaded: model.LoadedModel) -> None:
+    trained = replace(loaded, max_length=64)
+    with pytest.raises(
+        UserError, match=r"prompt 1 has .* tokens: the model is loaded for inputs of at most 64"
+    ):
+        generate.encode(trained, [[{"role": "user", "content": "word " * 100}]], tiny(*SHORT).compare)
 
 
 # The whole comparison -------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,9 +78,7 @@ def done(sft: Stage, task_folder: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def loaded(done: Stage) -> model.LoadedModel:
     """The base with both adapters."""
-    loaded = model.load_trained(
-        done.recipe, {name: done.run.of(name).adapter for name in ("sft", "dpo")}, 256
-    )
+    loaded = model.load_trained(done.recipe, {name: done.run.of(name).adapter for name in ("sft", "dpo")})
     loaded.model.eval()
     return loaded
 
@@ -203,6 +203,17 @@ def test_plain_text_and_a_limit_where_they_are_asked_for(
     requests = suite.found["tasks"]["thistle_isles"].instances
     assert chat_template is False and requests[0].args[0] == ROWS[0][0]
     assert tasks["thistle_isles"]["acc"].num_rows == 2
+
+
+def test_inputs_that_the_harness_cuts_are_counted(
+    done: Stage, loaded: model.LoadedModel, task_folder: Path
+) -> None:
+    suite = benchmarks.load(Tasks(("thistle_isles",), str(task_folder), None, False))
+    suite.run(done.recipe, loaded, "dpo")
+    assert suite.notes == []
+    suite.run(done.recipe, replace(loaded, max_length=8), "dpo")
+    [note] = suite.notes
+    assert re.match(r"dpo: \d+ inputs of thistle_isles were cut from the left to the 8 tokens", note)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ The same calls run on a GPU and on Unsloth's CPU backend; nothing here asks whic
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +21,7 @@ from unsloth import FastLanguageModel
 
 from toolkit import hardware
 from toolkit.data.template import ChatTemplate
-from toolkit.engine.base import tokens
+from toolkit.engine.base import tokens, vram
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
@@ -37,20 +38,37 @@ SMALL_FILES_GIB = 0.06  # tokenizer (Gemma's: 40 MB), template, configs; at most
 
 @dataclass
 class LoadedModel:
-    """A base model with its tokenizer, the recipe's template, and what was noticed while loading."""
+    """A base model with its tokenizer, the recipe's template, and what was noticed while loading.
+
+    `max_length` is the longest input that it takes: Unsloth cuts a longer one by itself, without an error
+    (unsloth/models/llama.py, LlamaModel_fast_forward), so nothing longer may get there. `batch_tokens` is what the card
+    has memory for while answers are given: tokens of all rows of a batch, prompts and answers.
+    """
 
     model: Any
     tokenizer: Any
     template: ChatTemplate
     end_of_turn: str
     notes: list[str]
+    max_length: int
+    batch_tokens: float = math.inf
 
 
-def load(recipe: Recipe, max_length: int, settings: Settings | None = None) -> LoadedModel:
-    """Base model and tokenizer. Raises UserError when the base cannot be reached or is not what the recipe says."""
+def load(
+    recipe: Recipe, max_length: int, settings: Settings | None = None, all_positions: bool = False
+) -> LoadedModel:
+    """Base model and tokenizer, for inputs of up to `max_length` tokens, or of all the model's positions.
+
+    Raises UserError when the base cannot be reached or is not what the recipe says.
+    """
     path = recipe.locate(recipe.model.path)
     positions = check_base(recipe, path).get("max_position_embeddings")
     _check_widths(recipe)
+    options: dict[str, Any] = {}
+    if all_positions:
+        max_length = max(max_length, positions or 0)
+        # else Unsloth moves the embedding to the RAM unless the card could train rows of that length
+        options["offload_embedding"] = False
     with quiet():
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=path,
@@ -61,6 +79,7 @@ def load(recipe: Recipe, max_length: int, settings: Settings | None = None) -> L
             trust_remote_code=recipe.model.trust_remote_code,
             use_gradient_checkpointing=_checkpointing(settings),
             use_exact_model_name=True,  # else Unsloth may swap in another repository
+            **options,
         )
     _check_architecture(recipe.model.architecture, model.config)
     template = tokens.set_tokens(recipe, model, tokenizer)
@@ -70,7 +89,7 @@ def load(recipe: Recipe, max_length: int, settings: Settings | None = None) -> L
             f"max_length {max_length:,} is more than the {positions:,} positions that {recipe.model.path} was trained "
             "on: what lies beyond them it has never seen"
         )
-    return LoadedModel(model, tokenizer, template, recipe.template.end_of_turn, notes)
+    return LoadedModel(model, tokenizer, template, recipe.template.end_of_turn, notes, max_length)
 
 
 def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_length: int) -> None:
@@ -131,16 +150,14 @@ def load_adapter(model: Any, folder: Path) -> None:
         )
 
 
-def load_trained(
-    recipe: Recipe, adapters: Mapping[str, Path | None], max_length: int | None = None
-) -> LoadedModel:
+def load_trained(recipe: Recipe, adapters: Mapping[str, Path | None]) -> LoadedModel:
     """The base with saved adapters beside each other, to be chosen by `use_adapter`; None is the base itself.
 
-    `max_length` is by default the longest of the recipe's stages. Raises UserError naming each adapter that cannot be
-    loaded.
+    With room for all the model's positions: prompts may be longer than the rows of training. Raises UserError naming
+    each adapter that cannot be loaded.
     """
     longest = max(recipe.section(stage.name).max_length for stage in recipe.stages())
-    loaded, problems = load(recipe, max_length or longest), []
+    loaded, problems = load(recipe, longest, all_positions=True), []
     for name, folder in adapters.items():
         try:
             if folder is not None:
@@ -150,6 +167,7 @@ def load_trained(
             problems.append(f"{folder} cannot be loaded onto {recipe.model.path}: {said}")
     if problems:
         raise UserError(*problems)
+    loaded.batch_tokens = vram.tokens_that_fit(recipe.model.architecture)
     return loaded
 
 

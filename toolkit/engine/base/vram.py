@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from toolkit.hardware import GIB
+from toolkit.memory import terms
+from toolkit.recipe.schema import Architecture
 
 
 def now_gib() -> dict[str, float | None]:
@@ -19,6 +22,14 @@ def now_gib() -> dict[str, float | None]:
         "reserved_gib": torch.cuda.memory_reserved() / GIB,
         "free_gib": torch.cuda.mem_get_info()[0] / GIB,
     }
+
+
+def tokens_that_fit(architecture: Architecture) -> float:
+    """Tokens of all rows of a batch, prompts and answers, for which the card has memory now; no limit on a CPU."""
+    if not torch.cuda.is_available():
+        return math.inf
+    free, _ = torch.cuda.mem_get_info()
+    return max(0.0, free - terms.RESERVE_GIB * GIB) // terms.generation_bytes(architecture)
 
 
 def allocator_settings() -> dict[str, Any] | None:

@@ -61,7 +61,7 @@ def load_tokenizer(recipe: Recipe) -> model.LoadedModel:
             ) from None
         raise UserError(explain(error, "model", path, recipe.model.revision)) from None
     template = tokens.set_tokens(recipe, None, tokenizer)
-    return model.LoadedModel(None, tokenizer, template, recipe.template.end_of_turn, [])
+    return model.LoadedModel(None, tokenizer, template, recipe.template.end_of_turn, [], 0)
 
 
 def _preview(recipe: Recipe, stage: Stage, loaded: model.LoadedModel, num: int, folder: Path) -> Preview:

@@ -184,8 +184,7 @@ def _trained(wanted: Wanted, console: Console) -> parity.Answered:
     """The trained model's answers; the model itself is let go again."""
     recipe = wanted.recipe
     console.print(f"[dim]loading {escape(recipe.model.path)} with the {wanted.stage} adapter[/]")
-    max_length = recipe.section(wanted.stage).max_length
-    loaded = model.load_trained(recipe, {wanted.stage: wanted.run.adapter}, max_length)
+    loaded = model.load_trained(recipe, {wanted.stage: wanted.run.adapter})
     answered = parity.answer(loaded, wanted)
     del loaded
     gc.collect()

@@ -62,14 +62,18 @@ class Answered:
 
 
 def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
-    """Greedy answers of the trained model, loaded as `wanted.stage`, to the recipe's prompts, with their log-probs."""
+    """Greedy answers of the trained model, loaded as `wanted.stage`, to the recipe's prompts, with their log-probs.
+
+    Raises UserError for prompts that leave no room for an answer.
+    """
     recipe, tokenizer, trained = wanted.recipe, loaded.tokenizer, loaded.model
     chats = [as_messages(recipe, prompt) for prompt in recipe.compare.prompts]
     ends = trained.generation_config.eos_token_id
     max_new_tokens = min(recipe.compare.max_new_tokens, ANSWER_TOKENS)
+    how = recipe.compare.model_copy(update={"max_new_tokens": max_new_tokens})
     FastLanguageModel.for_inference(trained)
     sequences, effects = [], []
-    prompts = generate.tokens(loaded, chats)
+    prompts = generate.encode(loaded, chats, how)
     for prompt in prompts:
         with model.use_adapter(trained, wanted.stage):
             with torch.inference_mode():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.evaluator import evaluate
@@ -27,10 +27,11 @@ SHOTS_SEED = 1234  # the harness's own, so that few-shot examples are those of p
 
 @dataclass
 class Suite:
-    """Tasks that were found and whose rows are here."""
+    """Tasks that were found and whose rows are here. `notes` says what was cut."""
 
     asked: Tasks
     found: Any
+    notes: list[str] = field(default_factory=list)
 
     def run(self, recipe: Recipe, loaded: LoadedModel, name: str) -> tuple[TaskMeasures, bool]:
         """The metrics of each task of the model as it is switched now, and whether its chat template was used.
@@ -43,15 +44,21 @@ class Suite:
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SHOTS_SEED)  # again for each model: all see the same examples
-        result = oom.attempt(lambda: self._evaluate(loaded, chat))
+        harness = harness_model(loaded)
+        result = oom.attempt(lambda: self._evaluate(harness, chat))
         if isinstance(result, oom.OutOfMemory):
             raise UserError(f"out of memory ({name}, {', '.join(self.asked.names)}): {oom.fixes()}")
+        if harness.num_cut:
+            self.notes.append(
+                f"{name}: {harness.num_cut:,} inputs of {', '.join(self.asked.names)} were cut from the left to the "
+                f"{harness.max_length:,} tokens that the model takes"
+            )
         return _measures(result), chat
 
-    def _evaluate(self, loaded: LoadedModel, chat: bool) -> dict[str, Any]:
+    def _evaluate(self, harness: Harness, chat: bool) -> dict[str, Any]:
         with quiet():
             return evaluate(  # type: ignore[no-any-return]
-                harness_model(loaded),
+                harness,
                 self.found,
                 limit=self.asked.limit,
                 log_samples=False,
@@ -88,13 +95,32 @@ def speaks_template(recipe: Recipe, name: str) -> bool:
     return name != "base" or recipe.template.file == "tokenizer"
 
 
-def harness_model(loaded: LoadedModel) -> HFLM:
+class Harness(HFLM):
+    """The harness's model. It cuts what is longer than `max_length` from the left and says so once; here it counts."""
+
+    num_cut = 0
+
+    def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **options: Any) -> Any:
+        most = self.max_length + 1  # the last token is predicted only
+        self.num_cut += sum(len(before) + len(after) > most for _, before, after in requests)
+        return super()._loglikelihood_tokens(requests, *arguments, **options)
+
+    def tok_batch_encode(
+        self, strings: Any, *arguments: Any, left_truncate_len: int | None = None, **options: Any
+    ) -> Any:
+        if left_truncate_len:
+            self.num_cut += sum(len(self.tok_encode(text)) > left_truncate_len for text in strings)
+        return super().tok_batch_encode(strings, *arguments, left_truncate_len=left_truncate_len, **options)
+
+
+def harness_model(loaded: LoadedModel) -> Harness:
     """The loaded model as the harness sees it. Log-probs are taken in fp32; its own default is the model's bf16."""
-    return HFLM(
+    return Harness(
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         batch_size="auto",
         max_batch_size=MAX_BATCH_SIZE,
+        max_length=loaded.max_length,
         softmax_dtype="float32",
     )
 

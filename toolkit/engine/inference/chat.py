@@ -95,7 +95,8 @@ class Chat:
         history = [*self.histories[name], {"role": "user", "content": line}]
         kept = self._within_context(history)
         if kept is None:
-            self._say(f"{name}: this turn alone is too long for the model's positions", "yellow")
+            most = generate.room(self.loaded, self.recipe.compare)
+            self._say(f"{name}: this turn alone is too long, a prompt may have {most:,} tokens", "yellow")
             return
         if dropped := (len(history) - len(kept)) // 2:
             self._say(f"{name}: the oldest {dropped} exchanges no longer fit and are forgotten", "yellow")

@@ -102,7 +102,7 @@ def _answer(
     how, seconds = recipe.compare, dict.fromkeys(folders, 0.0)
     found: dict[str, dict[int, generate.Answer]] = {name: {} for name in folders}
     lengths = [len(ids) for ids in generate.encode(loaded, prompts, how)]
-    for indices in generate.batches(lengths, how):
+    for indices in generate.batches(lengths, how, loaded.batch_tokens):
         batch = [prompts[index] for index in sorted(indices)]
         with view.streaming(batch, list(folders), console) as hear:
             for name in folders:

@@ -62,6 +62,7 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> Evaluati
                     models[name] = replace(models[name], tasks=tasks, chat_template=chat_template)
                 except UserError as error:  # what was measured so far is not lost for it
                     left_out[f"{name}.tasks"] = str(error)
+        notes += suite.notes if suite else []
         report = replace(
             measured,
             recipe=recipe.name,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,8 +63,7 @@ def encode(loaded: LoadedModel, prompts: Sequence[Messages], how: Compare) -> li
     """
     encodings, most = tokens(loaded, prompts), room(loaded, how)
     problems = [
-        f"prompt {number} has {len(ids):,} tokens: at most {most:,} leave room for compare.max_new_tokens "
-        f"{how.max_new_tokens} within the model's {most + how.max_new_tokens:,} positions"
+        f"prompt {number} has {len(ids):,} tokens: {_limit(loaded, how)}"
         for number, ids in enumerate(encodings, 1)
         if len(ids) > most
     ]
@@ -97,22 +97,49 @@ def tokens(loaded: LoadedModel, prompts: Sequence[Messages]) -> list[list[int]]:
 
 
 def room(loaded: LoadedModel, how: Compare) -> int:
-    """Tokens that a prompt may have."""
-    return int(loaded.model.config.max_position_embeddings) - how.max_new_tokens
+    """Tokens that a prompt may have: of what the model was loaded for, and with its answer of positions and card."""
+    together = min(_positions(loaded), loaded.batch_tokens)
+    return max(0, min(loaded.max_length, int(together) - how.max_new_tokens))
 
 
-def batches(lengths: Sequence[int], how: Compare) -> list[list[int]]:
-    """Indices, batch by batch: of like length, and of one length only unless `mix_lengths`."""
+def _positions(loaded: LoadedModel) -> int:
+    return int(loaded.model.config.max_position_embeddings)
+
+
+def _limit(loaded: LoadedModel, how: Compare) -> str:
+    """What a prompt has to keep to, and why."""
+    most, positions = room(loaded, how), _positions(loaded)
+    if most == loaded.max_length:
+        return f"the model is loaded for inputs of at most {most:,}"
+    within = (
+        f"the model's {positions:,} positions"
+        if positions <= loaded.batch_tokens
+        else f"the {loaded.batch_tokens:,.0f} tokens that the card has memory for"
+    )
+    return f"at most {most:,} leave room for compare.max_new_tokens {how.max_new_tokens} within {within}"
+
+
+def batches(lengths: Sequence[int], how: Compare, batch_tokens: float = math.inf) -> list[list[int]]:
+    """Indices, batch by batch: of like length, and of one length only unless `mix_lengths`.
+
+    No batch holds more than `batch_tokens`, each row padded to the longest and answered in full; a single row may.
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     if how.mix_lengths:
         groups = [order]
     else:
         groups = [list(group) for _, group in itertools.groupby(order, key=lengths.__getitem__)]
-    return [
-        group[start : start + how.batch_size]
-        for group in groups
-        for start in range(0, len(group), how.batch_size)
-    ]
+    found: list[list[int]] = []
+    for group in groups:
+        batch: list[int] = []
+        for index in group:  # ascending: the one that is added is the longest
+            tokens_then = (len(batch) + 1) * (lengths[index] + how.max_new_tokens)
+            if batch and (len(batch) == how.batch_size or tokens_then > batch_tokens):
+                found.append(batch)
+                batch = []
+            batch.append(index)
+        found.append(batch)
+    return [batch for batch in found if batch]
 
 
 def answer(
@@ -127,7 +154,7 @@ def answer(
     encodings = encode(loaded, prompts, how)
     FastLanguageModel.for_inference(loaded.model)
     answers: dict[int, Answer] = {}
-    for indices in batches([len(ids) for ids in encodings], how):
+    for indices in batches([len(ids) for ids in encodings], how, loaded.batch_tokens):
         heard = _answer_batch(loaded, [encodings[index] for index in indices], indices, how, seed, on_step)
         answers.update(zip(indices, heard, strict=True))
         advance(len(indices))
