@@ -1,5 +1,6 @@
 """Memory that is watched while a run goes on, and disk that is looked at before one."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from toolkit.engine.base import model, vram
 from toolkit.engine.train import sft
 from toolkit.errors import UserError
 from toolkit.hardware import GIB
+from toolkit.memory import terms
+from toolkit.recipe.load import load
 from toolkit.records.marks import AdapterMark
 from toolkit.run.rundir import RunDir
 
@@ -50,6 +53,20 @@ def test_each_log_tells_the_peak_since_the_last_one(monkeypatch: pytest.MonkeyPa
         peaks.append(peaks.pop(0))
     assert seen == [(2.0, 6.0, 3.0), (2.0, 6.0, 5.0), (2.0, 6.0, 4.0)]
     assert timeline.peak_gib == 5.0
+
+
+def test_answers_get_what_the_card_has_free_less_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama-3.1-8B caches 2 x 1,024 x 32 values a token in bf16, 128 KiB, and holds as much again for a moment."""
+    architecture = load("llama31_8b").model.architecture
+    cache_bytes = 2 * 1024 * 32 * 2
+    assert cache_bytes < terms.generation_bytes(architecture) <= 2 * cache_bytes
+    if not ON_GPU:
+        assert vram.tokens_that_fit(architecture) == math.inf
+    cuda = SimpleNamespace(
+        is_available=lambda: True, mem_get_info=lambda: ((terms.RESERVE_GIB + 1) * GIB, 24 * GIB)
+    )
+    monkeypatch.setattr(vram.torch, "cuda", cuda)
+    assert vram.tokens_that_fit(architecture) == GIB // terms.generation_bytes(architecture)
 
 
 def test_an_allocator_that_does_not_tell_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
