@@ -7,8 +7,12 @@
 Loads no torch and downloads nothing. Exit code 2 when the recipe cannot run here.
 """
 
+import sys
+
+from rich.markup import escape
+
 from toolkit import cli
-from toolkit.console.screen import Screen
+from toolkit.console.screen import Screen, Steady
 from toolkit.doctor import view
 from toolkit.doctor.examine import examine
 from toolkit.errors import UserError
@@ -17,21 +21,19 @@ from toolkit.recipe.load import load
 
 def main() -> None:
     parser = cli.options(__doc__, needs_recipe=False)
-    parser.add_argument(
-        "--json", action="store_true", help="as JSON: can_run, and checks with what was found"
-    )
+    parser.add_argument("--json", action="store_true", help="as JSON: can_run, and each check")
     arguments = parser.parse_args()
     recipe = load(arguments.recipe, tuple(arguments.set)) if arguments.recipe else None
     checks = examine(recipe, arguments.runs)
     if arguments.json:
-        print(view.as_json(checks))
+        Steady(sys.stdout).write(view.as_json(checks) + "\n")
     else:
         view.show([check for check in checks if check.status != "ok" or not arguments.quiet], Screen())
     what, failed = recipe.name if recipe else "a recipe", [one.name for one in checks if one.status == "fail"]
     if failed:
         raise UserError(f"{what} cannot run here: {', '.join(dict.fromkeys(failed))}")
     if recipe and not arguments.json:
-        Screen().print(f"[bold green]{what} can run here[/]")
+        Screen().print(f"[bold green]{escape(what)} can run here[/]")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from toolkit.doctor.check import Check
 from toolkit.recipe.load import load
 
 SECRET = "hf_" + "a1B2" * 8
+OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "run_doctor.py", *words],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""} | environment,
+        env=os.environ | OFFLINE | environment,
         capture_output=True,
         text=True,
     )
@@ -63,6 +64,12 @@ def test_a_recipe_that_cannot_run_is_exit_code_2_and_says_why(tmp_path: Path) ->
     assert done.stderr.startswith("error: llama31_8b cannot run here: gpu, model, data")
 
 
+def test_a_process_that_may_not_have_what_the_libraries_take() -> None:
+    command = ["bash", "-c", 'ulimit -v 3000000; exec "$0" run_doctor.py --quiet', sys.executable]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | OFFLINE, capture_output=True, text=True)
+    assert done.returncode == 2 and "ulimit -v unlimited" in done.stdout, done.stderr
+
+
 def test_without_a_recipe_the_machine_alone() -> None:
     done = doctor("--quiet")
     assert (done.returncode, done.stdout) == (0, ""), done.stdout
@@ -77,7 +84,7 @@ def test_it_loads_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | OFFLINE,
         capture_output=True,
         text=True,
     )

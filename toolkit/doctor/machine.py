@@ -98,8 +98,9 @@ def attention() -> Check:
 
 
 def ram(machine: Hardware) -> Check:
+    """What is free; and whether this process may have as much as the libraries take."""
     found = f"{machine.ram_available_gib:.1f} of {machine.ram_gib:.1f} GiB free, {machine.cpu_count} CPUs"
-    return ok("ram", found)
+    return judged("ram", found, " ".join(hardware.check_limits()) or None)
 
 
 def disk(name: str, path: Path, needed_gib: float | None = None) -> Check:
