@@ -9,7 +9,8 @@ import pytest
 from toolkit.compare.candidates import choose, reference
 from toolkit.errors import UserError
 from toolkit.recipe.load import load
-from toolkit.run.rundir import MARK, RunDir
+from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import MARK, seal
 
 RECIPE = load("tiny")
 
@@ -34,7 +35,7 @@ def run(tmp_path: Path) -> RunDir:
     """A runs directory with both stages finished, and a checkpoint of the second."""
     run = RunDir(tmp_path / "runs", "tiny", "compare")
     for stage in ("sft", "dpo"):
-        (adapter(run.of(stage).adapter) / MARK).write_text("{}")
+        seal(adapter(run.of(stage).adapter), MARK)
     adapter(run.of("dpo").checkpoints / "checkpoint-8")
     return run
 
@@ -52,7 +53,7 @@ def test_without_names_it_is_the_base_and_every_finished_stage(run: RunDir) -> N
 
 def test_paths_are_stages_checkpoints_and_adapters_under_short_names(run: RunDir, tmp_path: Path) -> None:
     other = RunDir(tmp_path / "v1.5", "tiny", "dpo")
-    (adapter(other.adapter) / MARK).write_text("{}")
+    seal(adapter(other.adapter), MARK)
     mine = adapter(tmp_path / "my.lora_2")
     paths = [other.path, run.of("dpo").checkpoints / "checkpoint-8", mine]
     chosen = choose(RECIPE, run, ",".join(["dpo", *map(str, paths), "base"]))
@@ -92,3 +93,11 @@ def test_rewards_are_against_sft_or_else_the_base(run: RunDir, tmp_path: Path) -
     assert found and found.folder is None
     assert reference(load("tiny", ("dpo=null",)), run) is None
     assert reference(RECIPE, RunDir(tmp_path / "none", "tiny", "compare")) is None
+
+
+def test_an_adapter_that_is_not_what_was_saved_is_refused_however_it_is_named(run: RunDir) -> None:
+    with (run.of("dpo").adapter / "adapter_model.safetensors").open("ab") as stream:
+        stream.write(b" ")
+    for names in (None, "dpo", f"base,{run.of('dpo').path}"):
+        with pytest.raises(UserError, match=r"adapter_model.safetensors is not what was written"):
+            choose(RECIPE, run, names)

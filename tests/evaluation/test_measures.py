@@ -16,11 +16,12 @@ from toolkit.errors import UserError
 from toolkit.evaluation import scope
 from toolkit.evaluation.measures import OTHER, Rows, summary, without_nan
 from toolkit.evaluation.table import difference_lines, show_evaluation
-from toolkit.files import write_json
 from toolkit.recipe.load import load
 from toolkit.records.evaluation_report import Evaluation
+from toolkit.records.marks import AdapterMark
 from toolkit.records.record import plain
-from toolkit.run.rundir import RunDir
+from toolkit.run.rundir import WEIGHTS, RunDir
+from toolkit.run.sealing import MARK, seal
 
 SEED = 3407
 
@@ -175,7 +176,10 @@ def test_the_report_reads_the_same_after_json(tmp_path: Path) -> None:
 
 def finish(root: Path, stage: str, *overrides: str) -> RunDir:
     recipe, run = load("tiny", overrides), RunDir(root, "tiny", stage)
-    write_json(run.adapter / "complete.json", {"trajectory": recipe.trajectory(stage)})  # type: ignore[arg-type]
+    run.adapter.mkdir(parents=True)
+    (run.adapter / WEIGHTS).write_text(stage)
+    mark = AdapterMark(trajectory=recipe.trajectory(stage), conditions=None, num_steps=1)  # type: ignore[arg-type]
+    seal(run.adapter, MARK, mark)
     return run.of("eval")
 
 
@@ -243,3 +247,10 @@ def test_without_the_harness_its_install_command_is_said(
         UserError, match=r"`make optional`.*pip install -c requirements.txt -r requirements-optional.txt"
     ):
         chosen(finish(tmp_path, "sft"), "--tasks", "arc_easy")
+
+
+def test_an_adapter_that_is_not_what_was_saved_is_not_evaluated(tmp_path: Path) -> None:
+    run = finish(tmp_path, "sft")
+    (run.of("sft").adapter / WEIGHTS).write_text("other")
+    with pytest.raises(UserError, match="is damaged"):
+        chosen(run)

@@ -16,6 +16,7 @@ from toolkit.run.rundir import RunDir
 @pytest.fixture
 def wanted(tmp_path: Path) -> Wanted:
     run = RunDir(tmp_path, "tiny", "dpo")
+    run.start({})
     run.record({"outcome": "finished", "ended": "2026-11-20T21:37:07+00:00"})
     measured = ModelMeasures(
         loss=Measure(1.0, 0.856, 1.14, 64),

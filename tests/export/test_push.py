@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from toolkit.export.artefact import Wanted
 from toolkit.export.push import push
 from toolkit.files import write_json
 from toolkit.recipe.load import load
-from toolkit.run.rundir import MARK, RunDir
+from toolkit.records.marks import ExportMark
+from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import MARK, seal
 
 TOKEN = "hf_" + "x" * 34
 WEIGHTS = b"weights" * 1000
@@ -140,7 +143,7 @@ def export(tmp_path: Path) -> Wanted:
     (folder / "adapter_model.safetensors").write_bytes(WEIGHTS)
     (folder / "README.md").write_text("---\nbase_model: a/b\n---\n# card\n")
     (folder / "parity.json").write_text("{}")
-    write_json(folder / MARK, {"format": "adapter", "verified": True})
+    seal(folder, MARK, replace(ExportMark.unknown(), format="adapter", verified=True))
     return Wanted(load("tiny"), RunDir(tmp_path, "tiny", "dpo"), "adapter", None, folder, True, None)
 
 
@@ -226,6 +229,9 @@ def test_a_card_with_a_secret_is_not_uploaded(
 ) -> None:
     monkeypatch.setenv("my_password", "hunter2hunter2")
     (export.folder / "README.md").write_text(f"# card\n{secret}\n")
+    mark = ExportMark.load(export.folder / MARK)
+    (export.folder / MARK).unlink()
+    seal(export.folder, MARK, mark)  # type: ignore[arg-type]
     assert "README.md in" in (said := upload(export)) and "take it out of the recipe" in said
     assert not hub.seen
 
@@ -234,3 +240,14 @@ def test_a_link_in_an_export_is_not_followed(hub: Hub, export: Wanted, tmp_path:
     (tmp_path / "secret").write_text("x")
     (export.folder / "notes.txt").symlink_to(tmp_path / "secret")
     assert "notes.txt" not in upload(export) and "notes.txt" not in hub.files
+
+
+def test_what_was_changed_or_came_to_lie_there_since_the_check_is_not_uploaded(
+    hub: Hub, export: Wanted
+) -> None:
+    (export.folder / "notes.txt").write_text("mine")
+    upload(export)
+    assert "notes.txt" not in hub.files
+    (export.folder / "adapter_model.safetensors").write_bytes(WEIGHTS[:-1])
+    hub.seen.clear()
+    assert "adapter_model.safetensors is not what was written" in upload(export) and not hub.seen

@@ -72,7 +72,9 @@ RECORDS = (
         quantisation=Quantisation(0.5, 0.1, 0.9, 0.9, TOLERANCE),
     ),
     Seal(files={"adapter_model.safetensors": "00"}),
-    AdapterMark(trajectory={"seed": 1}, num_steps=4, files={"tokenizer.json": "00"}),
+    AdapterMark(
+        trajectory={"seed": 1}, conditions={"rows.train": "00"}, num_steps=4, files={"tokenizer.json": "00"}
+    ),
     replace(ExportMark.unknown(), format="adapter", verified=True),
 )
 

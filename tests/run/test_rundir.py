@@ -12,8 +12,10 @@ import pytest
 
 from tests.conftest import ROOT
 from toolkit.errors import UserError
-from toolkit.files import write_json
-from toolkit.run.rundir import MARK, RunDir
+from toolkit.files import digest, write_json
+from toolkit.records.marks import AdapterMark, Made
+from toolkit.run.rundir import STARTED_FROM, WEIGHTS, RunDir
+from toolkit.run.sealing import MARK, SEAL, seal
 
 
 @pytest.fixture
@@ -21,9 +23,11 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path, "tiny", "sft")
 
 
-def finish(run: RunDir, **trajectory: object) -> None:
+def finish(run: RunDir, held: dict[str, object] | None = None, **trajectory: object) -> None:
     run.start(trajectory)
-    write_json(run.adapter / MARK, {"trajectory": trajectory})
+    run.adapter.mkdir()
+    (run.adapter / WEIGHTS).write_text("weights")
+    seal(run.adapter, MARK, AdapterMark(trajectory=trajectory, conditions=held, num_steps=1))
     run.record({"outcome": "finished"})
 
 
@@ -77,6 +81,94 @@ def test_an_unfinished_run_holds_to_what_it_was_made_with_and_a_finished_one_to_
         run.hold_to({"packages.torch": "3", "packages.trl": "1"})
     finish(run, seed=1)
     assert run.is_finished({"seed": 1}) and run.settings() == {}
+
+
+def checkpoint(run: RunDir, step: int, **trajectory: object) -> None:
+    """One as a run of these values leaves it."""
+    folder = run.checkpoints / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS).write_text(str(step))
+    seal(
+        folder,
+        SEAL,
+        Made(trajectory=trajectory, conditions={"packages.trl": "1", "memory.recompute_layers": 3}),
+    )
+
+
+@pytest.mark.parametrize("text", ["", '{"trajectory": {"lr": 1', "[]"])
+def test_a_manifest_that_cannot_be_read_stops_with_what_to_do(run: RunDir, text: str) -> None:
+    run.start({"lr": 1})
+    checkpoint(run, 5, lr=1)
+    run.manifest.write_text(text)
+    for ask in (run.is_finished, run.start):
+        with pytest.raises(
+            UserError, match=r"cannot be read.*Put it back from a copy; or delete it.*--fresh"
+        ):
+            ask({"lr": 1})
+    run.start({"lr": 2}, fresh=True)
+
+
+def test_without_a_manifest_checkpoints_hold_the_run_to_their_own_recipe_and_conditions(run: RunDir) -> None:
+    run.start({"lr": 1})
+    checkpoint(run, 5, lr=1)
+    for manifest in (None, json.dumps({"seed": 1}), json.dumps({"trajectory": {"lr": 2}})):
+        run.manifest.unlink(missing_ok=True)
+        if manifest:
+            run.manifest.write_text(manifest)
+        with pytest.raises(UserError, match=r"made otherwise.*Changed: lr: 1 then, 2 now"):
+            run.start({"lr": 2})
+    run.manifest.unlink()
+    run.start({"lr": 1})
+    assert run.settings() == {"recompute_layers": 3}
+    with pytest.raises(UserError, match=r"packages.trl: '1' then, '2' now"):
+        run.hold_to({"packages.trl": "2"})
+
+
+def test_checkpoints_of_two_recipes_are_never_mixed(run: RunDir) -> None:
+    run.start({"alpha": 32})
+    checkpoint(run, 5, alpha=32)
+    checkpoint(run, 6, alpha=64)
+    for alpha in (32, 64):
+        with pytest.raises(UserError, match="made otherwise"):
+            run.start({"alpha": alpha})
+
+
+def test_weights_of_which_nothing_says_how_they_were_made_are_refused(run: RunDir) -> None:
+    run.start({"lr": 1})
+    folder = run.checkpoints / "checkpoint-5"
+    folder.mkdir(parents=True)
+    seal(folder, SEAL)
+    run.manifest.unlink()
+    with pytest.raises(UserError, match=r"nothing in .* says by which recipe"):
+        run.start({"lr": 1})
+
+
+def test_a_manifest_that_is_deleted_in_mid_run_is_one_message(run: RunDir) -> None:
+    run.start({"lr": 1})
+    run.manifest.unlink()
+    with pytest.raises(UserError, match="was deleted or damaged while the run went on"):
+        run.record({"num_steps": 3})
+    assert not run.manifest.exists(), "half a manifest would be worse than none"
+
+
+def test_a_finished_adapter_that_is_not_what_was_saved_is_not_used(run: RunDir) -> None:
+    finish(run, seed=1)
+    (run.adapter / WEIGHTS).write_text("weightz")
+    for ask in (lambda: run.is_finished({"seed": 1}), lambda: run.of("dpo").starting_adapter("sft")):
+        with pytest.raises(UserError, match=f"is damaged: {WEIGHTS} is not what was written"):
+            ask()
+
+
+def test_an_adapter_is_not_finished_once_the_one_that_it_continued_was_trained_again(run: RunDir) -> None:
+    finish(run)
+    dpo = run.of("dpo")
+    finish(dpo, {f"sft{STARTED_FROM}": digest(run.adapter / WEIGHTS)})
+    assert dpo.is_finished({})
+    (run.adapter / WEIGHTS).write_text("other weights")
+    with pytest.raises(UserError, match=r"continues another sft adapter.*run_dpo.py --recipe tiny --fresh"):
+        dpo.is_finished({})
+    run.start({}, fresh=True)
+    assert dpo.is_finished({}), "nothing stands there to hold it against"
 
 
 def test_what_a_killed_process_was_writing_is_swept(run: RunDir) -> None:

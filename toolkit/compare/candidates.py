@@ -12,7 +12,8 @@ from toolkit.errors import UserError
 from toolkit.memory import terms
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Architecture, Recipe
-from toolkit.run.rundir import MARK, RunDir
+from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import MARK
 
 BASE = "base"
 MOST_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
@@ -25,7 +26,7 @@ def choose(recipe: Recipe, run: RunDir, names: str | None) -> dict[str, Path | N
 
     `names` is base, sft, dpo and paths, separated by commas; None is the base and every finished stage. A path is
     an adapter, a stage's folder or one of its checkpoints. Raises UserError with everything that is wrong: unknown
-    names, stages that are not finished, adapters of another base.
+    names, stages that are not finished or continued another adapter than stands there, adapters of another base.
     """
     if names is None:
         finished = [stage for stage in stages.names() if run.of(stage).finished_with() is not None]
@@ -48,6 +49,7 @@ def choose(recipe: Recipe, run: RunDir, names: str | None) -> dict[str, Path | N
         try:
             folder = None if name == BASE else _folder(recipe, run, name)
             if folder is not None:
+                _check_made(run, folder)
                 check_fits(recipe, folder)
             folders[name] = folder
         except UserError as error:
@@ -107,6 +109,14 @@ def _folder(recipe: Recipe, run: RunDir, name: str) -> Path:
     if (path / "adapter_config.json").is_file():
         return path
     raise UserError(_unknown(name, path))
+
+
+def _check_made(run: RunDir, folder: Path) -> None:
+    """Raises UserError for a stage's adapter, however it was named, that is not to be used."""
+    for stage in stages.names():
+        trained = run.of(stage)
+        if trained.adapter.exists() and folder.samefile(trained.adapter):
+            trained.check_adapter()
 
 
 def _unknown(name: str, path: Path) -> str:

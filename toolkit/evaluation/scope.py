@@ -54,13 +54,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def choose(recipe: Recipe, run: RunDir, arguments: argparse.Namespace) -> Scope:
-    """Raises UserError with every problem: an unknown or unfinished model, another recipe, no harness installed."""
+    """Raises UserError with every problem: an unknown or unfinished model, one that is not to be used, another recipe,
+    no harness installed."""
     models, problems = _models(recipe, run, arguments.models)
     notes = []
     for name in models:
         refused, noted = _changed(recipe, run.of(name))
         problems += refused
         notes += noted
+        if name != MODELS[0] and not refused:
+            try:
+                run.of(name).check_adapter()
+            except UserError as error:
+                problems += error.problems
     tasks = _tasks(arguments, problems)
     if problems:
         raise UserError(*problems)

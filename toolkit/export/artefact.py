@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,8 @@ from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
-from toolkit.run.rundir import MARK, RunDir
-from toolkit.run.sealing import put_in_place
+from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import MARK, damage, put_in_place, seal
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
 FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
@@ -107,15 +107,15 @@ class Wanted:
         )
 
     def is_made(self) -> bool:
-        """Whether this very export stands there complete, and was checked if it is to be."""
+        """Whether this very export stands there as it was made, and was checked if it is to be."""
         mark = read_mark(self.folder)
-        if mark is None or mark != self.mark(mark.verified):
+        if mark is None or replace(mark, files=None) != self.mark(mark.verified) or damage(self.folder, MARK):
             return False
         return bool(mark.verified) or not self.verify
 
     def keep(self, verified: bool) -> None:
         """Marks what was built under the temporary name, and gives it its own."""
-        self.mark(verified).write(self.temporary / MARK)
+        seal(self.temporary, MARK, self.mark(verified))
         put_in_place(self.temporary, self.folder)
 
     def reject(self) -> None:
@@ -197,10 +197,6 @@ def adapter_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def files(folder: Path) -> dict[str, int]:
-    """Bytes of each file of an export, by its path in it; the mark is not one of them."""
-    return {
-        file.relative_to(folder).as_posix(): file.stat().st_size
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.is_symlink() and file.name != MARK
-    }
+def files(folder: Path, mark: ExportMark) -> dict[str, int]:
+    """Bytes of each file of an export, by its path in it: what was sealed, and nothing that came to lie beside it."""
+    return {name: (folder / name).stat().st_size for name in sorted(mark.files or {})}

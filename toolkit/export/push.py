@@ -17,6 +17,7 @@ from rich.table import Table
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted, files, read_mark
 from toolkit.redaction import BLANK, SHAPES, blanked, redacted
+from toolkit.run.sealing import MARK, damage
 
 CARD = "README.md"
 SAID = (".md", ".json", ".jinja", "")  # suffixes of texts; a Modelfile has none
@@ -36,12 +37,17 @@ def push(
     """Uploads the export, or with `dry_run` lists what would be uploaded.
 
     A file that the repository already holds is not sent again, so a stopped upload goes on by the same command. Raises
-    UserError: no checked export there, no or a wrong token, no right to write there, a Hub that does not answer.
+    UserError: no checked export there, one that was changed since, no or a wrong token, no right to write there, a Hub
+    that does not answer.
     """
     mark = read_mark(wanted.folder)
     if mark is None or not mark.verified:
         raise UserError(f"{wanted.folder} is no checked export: only what passed its check is uploaded")
-    found = files(wanted.folder)
+    if problem := damage(wanted.folder, MARK):
+        raise UserError(
+            f"{wanted.folder} is not as it was checked: {problem}; make the export again, and edit its card on the Hub"
+        )
+    found = files(wanted.folder, mark)
     if secret := [name for name in found if _holds_secret(wanted.folder / name)]:
         raise UserError(
             f"{', '.join(secret)} in {wanted.folder} hold what looks like a token, a key or a password, or what was "

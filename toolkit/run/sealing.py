@@ -9,9 +9,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from toolkit.errors import UserError
 from toolkit.files import digest, sync_folder
 from toolkit.records.marks import Seal
 
+MARK = "complete.json"  # of a finished adapter, or of an export
+SEAL = "sealed.json"  # of a complete checkpoint
 # The disk is full, over quota, read-only or broken: of nobody's making but of whoever can make room.
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 # safetensors and torch's zip writer meet the same and raise errors of their own, torch without the reason.
@@ -56,6 +59,17 @@ def put_in_place(made: Path, target: Path) -> None:
     made.rename(target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check(folder: Path) -> None:
+    """Raises UserError when a folder that bears a seal is not what was sealed; one that bears none is not ours."""
+    for name in (MARK, SEAL):
+        if (folder / name).exists() and (problem := damage(folder, name)):
+            raise UserError(
+                f"{folder} is damaged: {problem}; nothing of it is used. Put the file back from a copy, or move the "
+                "folder away and run the command that made it again: a stage saves its adapter again from its last "
+                "checkpoint"
+            )
 
 
 def damage(folder: Path, name: str) -> str | None:

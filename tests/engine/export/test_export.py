@@ -22,7 +22,7 @@ from toolkit.export import artefact
 from toolkit.records.marks import ExportMark
 from toolkit.records.parity import Parity
 from toolkit.records.record import plain
-from toolkit.run.rundir import MARK
+from toolkit.run.sealing import MARK
 
 BASE = ROOT / "recipes" / "tiny" / "base"
 

@@ -292,3 +292,20 @@ def test_ctrl_c_stops_one_answer_only(loaded: model.LoadedModel, monkeypatch: py
     talking, said = talk(loaded, PROMPTS[0], "/reset", "/exit", PROMPTS[1])
     assert said.count("(stopped)") == 1 and "sft" in said
     assert talking.histories == {"base": [], "sft": []}
+
+
+def test_an_adapter_with_one_bit_that_is_not_what_was_saved_is_loaded_nowhere(
+    sft: Stage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(sft.run.adapter, folder)
+    weights = bytearray((folder / "adapter_model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    for load in (
+        lambda: model.load_trained(sft.recipe, {"sft": folder}),
+        lambda: model.load_adapter(None, folder),
+        lambda: model.add_adapter(None, "before", folder),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError, match=r"adapter_model.safetensors is not what was written"):
+            load()

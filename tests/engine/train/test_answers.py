@@ -1,6 +1,7 @@
 """What a real run leaves to be read: answers before and after, report.html, and both when it did not finish."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from transformers import TrainerCallback
 
 from tests.engine.conftest import Stage, as_written, run_stage, tiny
 from tests.in_browser import look_at
+from toolkit.engine.base import model
 from toolkit.engine.inference import generate
-from toolkit.engine.train import answers
+from toolkit.engine.train import answers, attempt
 from toolkit.engine.train import sft as sft_stage
 from toolkit.errors import Interrupted, UserError
 from toolkit.records.data_report import DataReport
@@ -19,7 +21,8 @@ from toolkit.records.marks import AdapterMark
 from toolkit.records.run_manifest import Manifest
 from toolkit.records.run_report import RunReport
 from toolkit.report import run_record
-from toolkit.run.rundir import MARK, RunDir
+from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import MARK
 
 KEYS = RunReport.unknown().__dict__.keys()
 
@@ -113,6 +116,45 @@ def test_an_interrupted_run_leaves_a_report_of_what_it_did(
     assert finished.report.keys() == KEYS
     assert run.read_manifest().resumed_at_steps == [report["num_steps"]]
     assert "continued 1 time" in run.page.read_text()
+
+
+def test_a_run_is_nowhere_called_finished_before_its_adapter_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(model, "save_adapter", killed)
+    monkeypatch.setattr(attempt, "_write_report", killed)  # a process that is killed writes no more
+    with pytest.raises(ZeroDivisionError):
+        run_stage(tiny("sft.max_steps=1"), "sft", tmp_path)
+    assert not RunDir(tmp_path, "tiny", "sft").report.exists()
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "."])
+def test_a_run_whose_manifest_or_directory_goes_away_ends_with_one_message_and_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    run, build = RunDir(tmp_path, "tiny", "sft"), sft_stage.build
+
+    class Gone(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                shutil.rmtree(run.path) if lost == "." else run.manifest.unlink()
+
+    def watched(*args: Any) -> Any:
+        trainer = build(*args)
+        trainer.add_callback(Gone())
+        return trainer
+
+    monkeypatch.setattr(sft_stage, "build", watched)
+    recipe = tiny("sft.max_steps=4", "sft.save_steps=1")
+    with pytest.raises(UserError, match="was deleted or damaged while the run went on"):
+        run_stage(recipe, "sft", tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="made otherwise"):
+        run_stage(tiny("sft.max_steps=4", "sft.save_steps=1", "sft.learning_rate=0.5"), "sft", tmp_path)
+    assert "continuing at step 2 of 4" in run_stage(recipe, "sft", tmp_path).shown
 
 
 def test_a_failed_run_says_why(tmp_path: Path) -> None:

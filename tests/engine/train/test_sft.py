@@ -14,7 +14,7 @@ from toolkit.engine.train.dpo import DPOTrainer
 from toolkit.engine.train.sft import SFTTrainer
 from toolkit.errors import UserError
 from toolkit.memory.plan import plan_stage
-from toolkit.run.rundir import MARK
+from toolkit.run.sealing import MARK
 
 
 def loaded_tiny(*overrides: str, lora: bool = True) -> tuple[model.LoadedModel, object]:

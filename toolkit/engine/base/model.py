@@ -30,7 +30,8 @@ from toolkit.memory.plan import Settings
 from toolkit.recipe.schema import Architecture, Recipe
 from toolkit.records.marks import AdapterMark
 from toolkit.run import sealing
-from toolkit.run.rundir import MARK, RunDir
+from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import MARK
 
 CPU_BLOCK = 32  # bitsandbytes.functional._convert_weight_packed_for_cpu
 SMALL_FILES_GIB = 0.06  # tokenizer (Gemma's: 40 MB), template, configs; at most
@@ -132,8 +133,9 @@ def keep_float32(model: Any) -> Iterator[None]:
 def load_adapter(model: Any, folder: Path) -> None:
     """Loads the weights of a saved adapter into the LoRA that `attach_lora` made.
 
-    Raises UserError when its shapes or modules are not those of the recipe.
+    Raises UserError when it is not what was saved, or its shapes or modules are not those of the recipe.
     """
+    sealing.check(folder)
     weights = load_peft_weights(str(folder), device="cpu")
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name="default")
@@ -154,8 +156,10 @@ def load_trained(recipe: Recipe, adapters: Mapping[str, Path | None]) -> LoadedM
     """The base with saved adapters beside each other, to be chosen by `use_adapter`; None is the base itself.
 
     With room for all the model's positions: prompts may be longer than the rows of training. Raises UserError naming
-    each adapter that cannot be loaded.
+    each adapter that cannot be loaded, or is not what was saved: that before the base, which can take minutes.
     """
+    for saved in filter(None, adapters.values()):
+        sealing.check(saved)
     longest = max(recipe.section(stage.name).max_length for stage in recipe.stages())
     loaded, problems = load(recipe, longest, all_positions=True), []
     for name, folder in adapters.items():
@@ -172,7 +176,11 @@ def load_trained(recipe: Recipe, adapters: Mapping[str, Path | None]) -> LoadedM
 
 
 def add_adapter(loaded: LoadedModel, name: str, folder: Path) -> None:
-    """Loads a saved adapter beside those that are there, under a name for `use_adapter`."""
+    """Loads a saved adapter beside those that are there, under a name for `use_adapter`.
+
+    Raises UserError when it is not what was saved.
+    """
+    sealing.check(folder)
     with quiet():
         if isinstance(loaded.model, PeftModel):
             loaded.model.load_adapter(str(folder), adapter_name=name)

@@ -48,6 +48,7 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
     Raises UserError for whatever the user can fix, and when the export is not the trained model: it then stands as
     `<name>.failed` and nothing bears the name of a whole one.
     """
+    wanted.run.check_adapter()
     _refuse_code(wanted.run.adapter)
     LOG.open(wanted.log, console)
     tools = gguf.tools(wanted) if wanted.format in ("gguf", "ollama") else None

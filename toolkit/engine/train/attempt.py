@@ -74,7 +74,7 @@ def outcome(job: Job, started: float) -> Iterator[None]:
         runlog.failure(error)
         ended = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
         reason = redacted(str(error)) or type(error).__name__
-        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+        with contextlib.suppress(OSError, UserError):  # a full or emptied disk must not hide the error itself
             _end(job.run, started, ended, reason)
         _write_report(job, {"outcome": ended, "reason": reason})
         raise
@@ -84,7 +84,7 @@ def outcome(job: Job, started: float) -> Iterator[None]:
 
 def _end(run: RunDir, started: float, outcome: str, reason: str | None) -> None:
     end = {"outcome": outcome, "reason": reason, "ended": manifest.now()}
-    run.record(end | manifest.noted(run.read_manifest(), **end, seconds=time.monotonic() - started))
+    run.record(end | manifest.noted(run.begun_manifest(), **end, seconds=time.monotonic() - started))
 
 
 def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:

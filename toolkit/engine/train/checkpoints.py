@@ -19,8 +19,10 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from toolkit.recipe.schema import StageSection
+from toolkit.records.marks import Seal
 from toolkit.run import manifest, sealing
-from toolkit.run.rundir import PREFIX, SEAL, RunDir
+from toolkit.run.rundir import PREFIX, RunDir
+from toolkit.run.sealing import SEAL
 
 STAGING = ".staging"  # where a checkpoint is written before it gets its name
 
@@ -29,8 +31,11 @@ class DurableCheckpoints:
     """Mixin for a Trainer: how its checkpoints reach the disk. The last `save_total_limit` stay, and the best one.
 
     A disk that is full costs the checkpoint, not the run: what was begun is removed, the last good one stays, and
-    the next save tries again. `checkpoint_seconds`: how long each save took.
+    the next save tries again. `checkpoint_seconds`: how long each save took. `made` is what the weights are made by:
+    each checkpoint says it itself, so that none continues under another recipe whatever becomes of the manifest.
     """
+
+    made: Seal = sealing.NOTHING_MORE
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -51,7 +56,7 @@ class DurableCheckpoints:
                 if self.state.best_global_step == step:
                     self.state.best_model_checkpoint = str(checkpoint)  # where it will be
                     self.state.save_to_json(str(staging / checkpoint.name / TRAINER_STATE_NAME))
-                sealing.seal(staging / checkpoint.name, SEAL)
+                sealing.seal(staging / checkpoint.name, SEAL, self.made)
                 sealing.put_in_place(staging / checkpoint.name, checkpoint)
         except Exception as error:
             problem = sealing.disk_problem(error)
@@ -116,7 +121,9 @@ class CheckpointClock(TrainerCallback):
         with contextlib.suppress(OSError):  # a full disk has been told of
             self._run.record(
                 manifest.noted(
-                    self._run.read_manifest(), step=state.global_step, seconds=self._last_save - self._started
+                    self._run.begun_manifest(),
+                    step=state.global_step,
+                    seconds=self._last_save - self._started,
                 )
             )
         saves, limit = self._trainer.checkpoint_seconds, self._section.save_within_seconds

@@ -20,13 +20,11 @@ from toolkit.engine.data import preparation
 from toolkit.engine.train import answers, attempt, trackers
 from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
-from toolkit.errors import UserError
 from toolkit.files import digest
-from toolkit.records.marks import AdapterMark
+from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.run_manifest import Base
 from toolkit.records.run_report import RunReport
-from toolkit.run import sealing
-from toolkit.run.rundir import MARK
+from toolkit.run.rundir import STARTED_FROM, WEIGHTS
 from toolkit.training.job import Job
 
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
@@ -43,11 +41,6 @@ def run(job: Job, build: BuildTrainer) -> RunReport:
     with job.run.locked(), stop.listening(), attempt.room(job.run):
         started = time.monotonic()
         starting_adapter = job.run.starting_adapter(job.starts_from)
-        if starting_adapter and (problem := sealing.damage(starting_adapter, MARK)):
-            raise UserError(
-                f"the adapter in {starting_adapter} is damaged: {problem}; run "
-                f"{str(job.starts_from).upper()} again with --fresh"
-            )
         checkpoint = attempt.begin(job)
         with attempt.outcome(job, started), quiet():
             return _train(job, build, starting_adapter, checkpoint, stop, started)
@@ -80,6 +73,8 @@ def _train(
     _identify(job, starting_adapter, prepared)
 
     trainer = build(job, loaded, prepared)
+    trajectory, conditions = recipe.trajectory(job.stage.name), run.conditions()
+    trainer.made = Made(trajectory=trajectory, conditions=conditions)
     trainer.remove_callback(PrinterCallback)
     watching = Callbacks.of(job, trainer, checkpoint, stop, started)
     for callback in watching.in_order():
@@ -99,11 +94,11 @@ def _train(
         wall_seconds=time.monotonic() - started,
         **{extra: getattr(trainer, extra) for extra in job.stage.report_extras},
     )
-    report.write(run.report)  # before the adapter: a whole one has its report beside it
     run.record({"num_steps": report.num_steps, "train_tokens": report.train_tokens})
     with bar(console, "saving the adapter", None):
-        mark = AdapterMark(trajectory=recipe.trajectory(job.stage.name), num_steps=report.num_steps)
+        mark = AdapterMark(trajectory=trajectory, conditions=conditions, num_steps=report.num_steps)
         model.save_adapter(loaded, run, mark)
+    report.write(run.report)  # it says finished: not before the adapter is there
     report = replace(report, answers=answers.compare(job, loaded, starting_adapter))
     report = replace(report, wall_seconds=time.monotonic() - started)
     report.write(run.report)
@@ -119,7 +114,7 @@ def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Pre
         rows["eval"] = fingerprint.rows(prepared.eval)
     held = {"base_model.files": fingerprint.combined(base["files"]), "rows.train": rows["train"]}
     if starting_adapter:
-        held[f"{job.starts_from}_adapter"] = digest(starting_adapter / "adapter_model.safetensors")
+        held[f"{job.starts_from}{STARTED_FROM}"] = digest(starting_adapter / WEIGHTS)
     job.run.hold_to(held)
     job.run.record({"base_model": Base(path, **base), "rows": rows})
 
