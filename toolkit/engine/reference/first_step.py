@@ -31,6 +31,8 @@ class FirstStep(TrainerCallback):
             return
         trainer = self._trainer
         loss, margin = logs["loss"], logs["rewards/margins"]
+        if not math.isfinite(loss):
+            return  # train/finite.py says which rows
         limit = trainer.beta * LIMITS.get(str(trainer.model.dtype), LIMIT_HALF)
         trainer.reference["first_step"] = {"loss": loss, "margin": margin, "margin_limit": limit}
         # of a small margin m the loss is ln 2 - m / 2

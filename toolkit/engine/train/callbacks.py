@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from toolkit.engine.base import recompute, vram
-from toolkit.engine.train import checkpoints, probe
+from toolkit.engine.train import checkpoints, finite, probe
 from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.engine.train.progress import Metrics
 from toolkit.training.job import Job
@@ -24,6 +24,7 @@ class Callbacks:
     clock: checkpoints.CheckpointClock
     timeline: vram.Timeline
     metrics: Metrics
+    finite: finite.Finite
     stop: StopOnSignal
 
     @classmethod
@@ -40,6 +41,7 @@ class Callbacks:
             Metrics(
                 run.metrics, job.console, f"{name} · {job.recipe.name}", job.stage.panel_fields, checkpoint
             ),
+            finite.Finite(trainer),
             stop,
         )
 
@@ -51,5 +53,6 @@ class Callbacks:
             self.clock,  # asks for checkpoints and adds their seconds to a log that metrics writes
             self.timeline,  # adds the memory to the same log
             self.metrics,  # writes and shows the log once the others have added to it
+            self.finite,  # ends the run at a log that is no number, once metrics has written it
             self.stop,  # last: a signal overrides what the others asked for
         )

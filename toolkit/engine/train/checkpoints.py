@@ -18,6 +18,7 @@ from rich.markup import escape
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from toolkit.engine.train import finite
 from toolkit.recipe.schema import StageSection
 from toolkit.records.marks import Seal
 from toolkit.run import manifest, sealing
@@ -49,6 +50,7 @@ class DurableCheckpoints:
         checkpoint = folder / f"{PREFIX}{step}"
         if damage(checkpoint) is None:
             return  # a complete one is never replaced: it says the same
+        finite.check_weights(self)
         started = time.perf_counter()
         try:
             with _staged(self.args) as staging:

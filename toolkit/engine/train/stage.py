@@ -17,9 +17,10 @@ from toolkit.data.length_groups import grouped_by_length
 from toolkit.engine.base import fingerprint, hub, model
 from toolkit.engine.base.quiet import quiet
 from toolkit.engine.data import preparation
-from toolkit.engine.train import answers, attempt, trackers
+from toolkit.engine.train import answers, attempt, finite, trackers
 from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
+from toolkit.errors import UserError
 from toolkit.files import digest
 from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.run_manifest import Base
@@ -70,9 +71,10 @@ def _train(
     if section.group_by_length:
         order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
         prepared.train = prepared.train.select(order)
-    _identify(job, starting_adapter, prepared)
+    rows = _identify(job, starting_adapter, prepared)
 
     trainer = build(job, loaded, prepared)
+    _check_rows(trainer.train_dataset, prepared.train, rows["train"])
     trajectory, conditions = recipe.trajectory(job.stage.name), run.conditions()
     trainer.made = Made(trajectory=trajectory, conditions=conditions)
     trainer.remove_callback(PrinterCallback)
@@ -83,6 +85,7 @@ def _train(
     with contextlib.closing(watching.metrics), trackers.attached(trainer, job, checkpoint):
         stop.train(trainer, str(checkpoint) if checkpoint else None)
         train_seconds = time.perf_counter() - train_started
+        finite.check_weights(trainer)  # what the last step made of them is in no log
         if prepared.eval is not None:
             trainer.evaluate()
     report = replace(
@@ -105,8 +108,26 @@ def _train(
     return report
 
 
-def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Prepared) -> None:
-    """Records what the run is made from: base model, rows, the adapter that it continues. The run holds to it."""
+def _check_rows(trained: Any, prepared: Any, recorded: str) -> None:
+    """Raises UserError unless the rows that the trainer will read are those that were recorded.
+
+    A second for 100M tokens. Packing makes other rows of them, in this process, which nothing stored can stand for.
+    """
+    columns = prepared.column_names
+    if len(trained) != len(prepared) or not set(columns) <= set(trained.column_names):
+        return
+    if fingerprint.rows(trained.select_columns(columns)) != recorded:
+        raise UserError(
+            "the rows that the trainer would read are not those that were prepared: a file of theirs was changed "
+            "since. Run the same command again; if it says so again, check the disk and the memory of the machine"
+        )
+
+
+def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Prepared) -> dict[str, str]:
+    """Records what the run is made from: base model, rows, the adapter that it continues. The run holds to it.
+
+    Returns the hashes of the rows, by side.
+    """
     path = job.recipe.model.path
     base = fingerprint.base_model(job.recipe.locate(path), job.recipe.model.revision)
     rows = {"train": fingerprint.rows(prepared.train)}
@@ -117,6 +138,7 @@ def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Pre
         held[f"{job.starts_from}{STARTED_FROM}"] = digest(starting_adapter / WEIGHTS)
     job.run.hold_to(held)
     job.run.record({"base_model": Base(path, **base), "rows": rows})
+    return rows
 
 
 def _report(job: Job, trainer: Any, loaded: model.LoadedModel, train_seconds: float) -> RunReport:

@@ -1,0 +1,103 @@
+"""A loss or gradient that stopped being a number ends the run, and never reaches a checkpoint.
+
+Nothing waits for the GPU on its account. The Trainer reads loss and gradient norm at every `logging_steps`, where the
+sum of all losses since the last time is NaN once one was; a checkpoint reads all weights anyway. So a run goes wrong
+for at most `logging_steps` steps, and the losses kept here say in which of them it began.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers import TrainerCallback
+
+from toolkit.engine.train import pieces
+from toolkit.errors import UserError
+from toolkit.run.rundir import PREFIX
+
+IDS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
+SHOWN_ROWS, SHOWN_IDS = 4, 24  # of the rows that a message names, and of the tokens that they begin with
+
+
+class Finite(TrainerCallback):
+    """Looks at every log of training."""
+
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            if name in logs and not math.isfinite(logs[name]):
+                stop(self._trainer, f"{name} is {logs[name]}")
+        self._trainer.ran.clear()
+
+
+def check_weights(trainer: Any) -> None:
+    """Raises UserError when a trained weight, or what the optimizer keeps of it, is NaN or infinite."""
+    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    if not _all_finite(parameter.detach() for parameter in parameters):
+        stop(trainer, "trained weights are NaN or infinite")
+    states = trainer.optimizer.state.values() if trainer.optimizer is not None else ()
+    kept = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+    if not _all_finite(tensor for tensor in kept if tensor.is_floating_point()):
+        stop(trainer, "the optimizer's state is NaN or infinite")
+
+
+def stop(trainer: Any, what: str) -> NoReturn:
+    """Raises UserError with the step and the rows in which it began, and what to do."""
+    began = _first(trainer.ran)
+    step = began.step if began else trainer.state.global_step
+    rows = began.rows if began else [row for ran in trainer.ran if ran.step == step for row in ran.rows]
+    group = trainer.optimizer.param_groups[0] if trainer.optimizer is not None else {"lr": 0.0}
+    folder = Path(trainer.args.output_dir)
+    steps = [path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*")]
+    good = max((int(number) for number in steps if number.isdigit()), default=None)
+    limit = trainer.args.max_grad_norm
+    raise UserError(
+        f"training went wrong at step {step}: {what}. Learning rate now: {group['lr']:g} of "
+        f"{trainer.args.learning_rate:g}; rows: {_named(trainer, rows)}. Lower learning_rate, raise warmup_steps or "
+        f"lower max_grad_norm ({limit:g}), or take the rows out if it is they, and start again with --fresh. "
+        + (
+            "No checkpoint was saved yet"
+            if good is None
+            else f"The last good checkpoint, of step {good}, is kept"
+        )
+    )
+
+
+def _first(ran: Any) -> pieces.Ran | None:
+    """The first micro-batch whose loss is no number."""
+    if not ran:
+        return None
+    finite = torch.stack([one.loss.float() for one in ran]).isfinite().tolist()
+    return next((one for one, is_finite in zip(ran, finite, strict=True) if not is_finite), None)
+
+
+def _all_finite(tensors: Iterator[torch.Tensor]) -> bool:
+    """One answer from the device for all of them."""
+    found = [tensor.isfinite().all() for tensor in tensors]
+    return not found or bool(torch.stack([one.to(found[0].device) for one in found]).all())
+
+
+def _named(trainer: Any, rows: list[dict[str, Any]]) -> str:
+    """Where rows stand among the prepared ones, and how they begin."""
+    if not rows:
+        return "unknown"
+    columns = [column for column in IDS if column in rows[0]]
+    wanted = [tuple(tuple(row[column]) for column in columns) for row in rows[:SHOWN_ROWS]]
+    places: dict[Any, int] = {}
+    for index, row in enumerate(trainer.train_dataset.select_columns(columns)):
+        ids = tuple(tuple(row[column]) for column in columns)
+        if ids in wanted:
+            places.setdefault(ids, index)
+    named = [
+        f"prepared row {places.get(ids, '?')} ({trainer.processing_class.decode(list(ids[0][:SHOWN_IDS]))!r} ...)"
+        for ids in wanted
+    ]
+    return ", ".join(named) + (f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")
