@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -351,6 +352,75 @@ def test_a_kill_leaves_nothing_that_looks_whole(tmp_path: Path, cache: Path) -> 
     os.utime(leftover, (0, 0))
     prepare(recipe_of("sft", tmp_path / "a.jsonl", max_length=99))
     assert not leftover.exists()
+
+
+def test_only_files_that_an_entry_names_are_read_and_none_is_added(tmp_path: Path, cache: Path) -> None:
+    recipe = recipe_of("sft", write(tmp_path / "a.jsonl", CHATS))
+    before = prepare(recipe).train[:]
+    [entry] = cache.iterdir()
+    [rows] = (entry / "train").glob("*.arrow")
+    shutil.copy(rows, rows.with_name("rows-more.arrow"))
+    again = prepare(recipe).train
+    assert again[:] == before
+    files = sorted(entry.rglob("*"))
+    again.select([2, 1, 0]).add_column("more", [1, 2, 3])
+    again.map(lambda row: row)
+    assert sorted(entry.rglob("*")) == files
+
+
+def test_facts_of_an_entry_that_were_changed_are_not_told(tmp_path: Path, cache: Path) -> None:
+    recipe = recipe_of("sft", write(tmp_path / "a.jsonl", CHATS))
+    prepare(recipe)
+    [entry] = cache.iterdir()
+    index = (entry / row_cache.INDEX).read_text()
+    (entry / row_cache.INDEX).write_text(index.replace('"read": 40', '"read": 41'))
+    assert prepare(recipe).report.read == 40
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept_under_its_old_hash(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, read_sets = write(tmp_path / "a.jsonl", CHATS), preparation.read_sets
+    recipe, text = recipe_of("sft", file), file.read_text()
+
+    def edited(*args: Any) -> Any:
+        file.write_text(text.replace("answer", "ANSWER"))
+        found = read_sets(*args)
+        file.write_text(text)  # as before: the hash alone would not tell
+        return found
+
+    monkeypatch.setattr(preparation, "read_sets", edited)
+    with pytest.raises(UserError, match=r"a.jsonl changed while it was read"):
+        prepare(recipe)
+    assert not list(cache.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert not any("ANSWER" in answer for answer in answers(prepare(recipe).train))
+
+
+def test_of_two_that_make_the_same_entry_both_get_it(cache: Path) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        (folder / "train").mkdir()
+        (folder / "train" / "rows.arrow").write_text("rows")
+        barrier.wait()
+        return {"side": 1}
+
+    def make(key: str) -> None:
+        entry = row_cache.make(key, build)
+        assert (entry.folder, entry.facts) == (cache / key, {"side": 1})
+
+    fork = multiprocessing.get_context("fork")
+    for number in range(20):
+        if number % 2:  # a damaged one stands there
+            (cache / str(number) / "train").mkdir(parents=True)
+        barrier = fork.Barrier(2)
+        pair: list[Any] = [fork.Process(target=make, args=(str(number),)) for _ in range(2)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join()
+        assert [process.exitcode for process in pair] == [0, 0]
+    assert sorted(path.name for path in cache.iterdir()) == sorted(map(str, range(20)))
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

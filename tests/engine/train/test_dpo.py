@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from rich.console import Console
 
 from tests.engine.conftest import Stage, held_out_pairs, run_stage, tiny
 from toolkit.engine.base import model
+from toolkit.engine.data import cache as row_cache
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import log_probs
 from toolkit.engine.reference import cache, first_step, precompute, proof
@@ -203,3 +205,30 @@ def test_the_first_step_shows_no_margin_or_the_run_stops(
     ):
         run_stage(tiny(), "dpo", runs_with_sft)
     assert not RunDir(runs_with_sft, "tiny", "dpo").adapter.exists()
+
+
+def test_the_reference_is_kept_outside_the_prepared_rows(
+    runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs_with_sft / "cache"))
+    recipe = tiny("dpo.max_steps=1", "dpo.group_by_length=true")
+    run_stage(recipe, "dpo", runs_with_sft)
+    entries = runs_with_sft / "cache" / "finetune-toolkit" / "data"
+    for index in entries.glob(f"*/{row_cache.INDEX}"):
+        named = {index.parent / file for file in json.loads(index.read_text())["files"]}
+        assert {file for file in index.parent.rglob("*") if file.is_file()} == {index, *named}
+
+
+def test_rows_that_the_trainer_would_read_otherwise_than_they_were_prepared_stop_the_run(
+    runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swapped(order: precompute._Order) -> Dataset:
+        rows = add(order)
+        names = {"chosen_ids": "rejected_ids", "rejected_ids": "chosen_ids"}
+        return rows.rename_columns(names)
+
+    add = precompute._Order.rows_with_log_probs
+    monkeypatch.setattr(precompute._Order, "rows_with_log_probs", swapped)
+    monkeypatch.setattr(proof.Proof, "holds", True)
+    with pytest.raises(UserError, match="not those that were prepared"):
+        run_stage(tiny("dpo.max_steps=1"), "dpo", runs_with_sft)

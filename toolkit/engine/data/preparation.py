@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import multiprocess
 import numpy as np
 import pyarrow
@@ -166,28 +165,25 @@ def _check_held_out(side: Side, console: Console) -> int:
 def _sides(recipe: Recipe, section: StageSection, kind: RowKind, masking: Masking) -> dict[str, Side]:
     def build(folder: Path) -> dict[str, Any]:
         facts = {}
-        for side, (pool, selection) in select(recipe, section, kind, folder / "read").items():
+        selected = select(recipe, section, kind, folder / "read")
+        unchanged.check()
+        for side, (pool, selection) in selected.items():
             accounting = encode(masking, kind, pool, selection, folder / side)
             facts[side] = {"accounting": accounting.state(), "steps": selection.steps}
         shutil.rmtree(folder / "read")
         return facts
 
+    unchanged = cache.Unchanged(recipe, section)
     key = cache.key_of_rows(recipe, section, kind, masking)
-    folder, facts = cache.load(key) or cache.make(key, build)
+    entry = cache.load(key) or cache.make(key, build)
     return {
         side: Side(
-            open_rows(folder / side),
+            entry.rows(side),
             Accounting.from_state(recorded["accounting"]),
             [Step(*step) for step in recorded["steps"]],
         )
-        for side, recorded in facts.items()
+        for side, recorded in entry.facts.items()
     }
-
-
-def open_rows(folder: Path) -> Dataset | None:
-    """The rows that `encode` wrote, memory-mapped; None when there are none."""
-    parts = [Dataset.from_file(str(file)) for file in sorted(folder.glob("rows*.arrow"))]
-    return datasets.concatenate_datasets(parts) if parts else None
 
 
 def encode(masking: Masking, kind: RowKind, pool: Pool, selection: Selection, folder: Path) -> Accounting:
