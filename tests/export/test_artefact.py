@@ -38,9 +38,9 @@ def wanted(runs: Path, stage: str = "sft", kind: str = "adapter", out: Path | No
 
 
 def make(asked: artefact.Wanted) -> artefact.Wanted:
-    asked.temporary.mkdir(parents=True)
-    (asked.temporary / WEIGHTS).write_text("exported")
-    asked.keep(verified=True)
+    with asked.building():
+        (asked.temporary / WEIGHTS).write_text("exported")
+        asked.keep(verified=True)
     return asked
 
 
@@ -55,3 +55,39 @@ def test_an_adapter_that_is_not_what_was_saved_is_not_exported(runs: Path) -> No
     (RunDir(runs, "tiny", "sft").adapter / WEIGHTS).write_text("other")
     with pytest.raises(UserError, match="is damaged"):
         wanted(runs)
+
+
+def test_two_at_once_are_one_and_a_message(runs: Path) -> None:
+    asked = wanted(runs)
+    with asked.building(), pytest.raises(UserError, match=r"in use by process .* choose --out DIR"):
+        asked.building().__enter__()
+    make(asked)
+    assert asked.is_made()
+
+
+def test_what_a_killed_export_was_building_is_swept(runs: Path) -> None:
+    asked = wanted(runs)
+    left = asked.folder.with_name(f".{asked.folder.name}.1.tmp")
+    left.mkdir(parents=True)
+    make(asked)
+    assert not left.exists() and asked.is_made()
+
+
+def test_another_stages_export_and_files_that_are_not_ours_are_never_replaced(
+    runs: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    make(wanted(runs, "sft", out=out))
+    assert make(wanted(runs, "sft", out=out)).is_made(), "its own earlier one is"
+    for stage, kind in (("dpo", "adapter"), ("sft", "merged_16bit")):
+        with pytest.raises(UserError, match="holds another export: tiny sft adapter: name another --out"):
+            wanted(runs, stage, kind, out)
+    asked = wanted(runs, "sft", out=out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"none of the export's: notes.txt"):
+        wanted(runs, "sft", out=out)
+    with pytest.raises(UserError, match=r"notes.txt"):
+        make(asked)
+    (out / MARK).unlink()
+    with pytest.raises(UserError, match="is no export"):
+        wanted(runs, "sft", out=out)

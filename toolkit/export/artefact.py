@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +21,7 @@ from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
-from toolkit.run.rundir import RunDir
+from toolkit.run.rundir import RunDir, locked
 from toolkit.run.sealing import MARK, damage, put_in_place, seal
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
@@ -82,7 +85,8 @@ class Wanted:
 
     @property
     def temporary(self) -> Path:
-        return self.folder.with_name(f".{self.folder.name}.tmp")
+        """This process's own, so that no other writes into it even where a file system knows no locks."""
+        return self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
 
     @property
     def failed(self) -> Path:
@@ -112,6 +116,49 @@ class Wanted:
         if mark is None or replace(mark, files=None) != self.mark(mark.verified) or damage(self.folder, MARK):
             return False
         return bool(mark.verified) or not self.verify
+
+    def in_the_way(self) -> str | None:
+        """What stands under the export's name and must not be replaced; None for nothing, or an earlier one of it."""
+        if not self.folder.exists() or (self.folder.is_dir() and not any(self.folder.iterdir())):
+            return None
+        mark = read_mark(self.folder)
+        if mark is None:
+            return "is there already and is no export"
+        theirs, ours = (
+            (mark.recipe, mark.stage, mark.format, mark.quant),
+            (self.recipe.name, self.stage, self.format, self.quant),
+        )
+        if theirs != ours:
+            return f"holds another export: {' '.join(filter(None, theirs))}"
+        found = {
+            path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir()
+        }
+        if others := sorted(found - {MARK, *(mark.files or ())}):
+            return f"holds files that are none of the export's: {', '.join(others[:6])}"
+        return None
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """An empty folder under the temporary name, gone again after the block; nobody else makes this export in it.
+
+        Raises UserError where another process does, or nothing can be written.
+        """
+        with locked(self.folder, "--out DIR"):
+            ours = re.compile(rf"\.{re.escape(self.folder.name)}\.\d+(\.old)?\.tmp")
+            for left in filter(lambda path: ours.fullmatch(path.name), self.folder.parent.iterdir()):
+                shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+            if problem := self.in_the_way():  # since the options were read
+                raise UserError(f"{self.folder} {problem}: name another --out, or move it away")
+            try:
+                self.temporary.mkdir()
+            except OSError as error:
+                raise UserError(
+                    f"cannot write to {self.folder.parent}: {error.strerror}; choose --out DIR"
+                ) from None
+            try:
+                yield
+            finally:
+                shutil.rmtree(self.temporary, ignore_errors=True)
 
     def keep(self, verified: bool) -> None:
         """Marks what was built under the temporary name, and gives it its own."""
@@ -168,8 +215,9 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
         problems.append(f"llama.cpp in {llama_cpp}: there is no such folder")
     name = f"{stage}-{arguments.format}" + (f"-{quant}" if is_gguf else "")
     folder = (arguments.out or arguments.runs / recipe.name / "export" / name).absolute()
-    if folder.exists() and read_mark(folder) is None and (folder.is_file() or any(folder.iterdir())):
-        problems.append(f"{folder} is there already and is no export: name another --out")
+    asked = Wanted(recipe, run, arguments.format, quant, folder, not arguments.no_verify, llama_cpp)
+    if problem := asked.in_the_way():
+        problems.append(f"{folder} {problem}: name another --out, or move it away")
     recipe.section(stage)
     if problems:
         raise UserError(*problems)
@@ -178,7 +226,7 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
             f"nothing to export: no finished adapter in {run.adapter}; run `python run_{stage}.py --recipe "
             f"{recipe.name}` first"
         )
-    return Wanted(recipe, run, arguments.format, quant, folder, not arguments.no_verify, llama_cpp)
+    return asked
 
 
 def read_mark(folder: Path) -> ExportMark | None:

@@ -32,6 +32,32 @@ WEIGHTS = "adapter_model.safetensors"
 STARTED_FROM = "_adapter"  # ends the condition that names the hash of another stage's adapter
 
 
+@contextmanager
+def locked(folder: Path, option: str) -> Iterator[None]:
+    """Holds a folder, there or not, for this process; the kernel lets go of it when the process dies, however it does.
+
+    Raises UserError naming the process and host that hold it, and the `option` that names another folder.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(  # noqa: SIM115  (closed below)
+            folder.parent / f".{folder.name}.lock", "a+", encoding="utf-8", opener=_open_no_link
+        )
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose {option}") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise UserError(f"{folder} is in use by {holder}: wait for it, or choose {option}") from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The directory of one run. `stage` is sft, dpo or compare."""
@@ -149,31 +175,8 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory for this process; the kernel lets go of it when the process dies, however it does.
-
-        Raises UserError naming the process and host that hold it.
-        """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            stream = open(  # noqa: SIM115  (closed below)
-                self.path.parent / f".{self.stage}.lock", "a+", encoding="utf-8", opener=_open_no_link
-            )
-        except OSError as error:
-            raise UserError(
-                f"cannot write the run to {self.path}: {error.strerror}; choose --runs DIR"
-            ) from None
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                stream.seek(0)
-                holder = stream.read().strip() or "another process"
-                raise UserError(
-                    f"{self.path} is in use by {holder}: wait for it, or choose --runs DIR"
-                ) from None
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
+        """Holds the directory for this process; see `locked`."""
+        with locked(self.path, "--runs DIR"):
             yield
 
     def is_held(self) -> bool:

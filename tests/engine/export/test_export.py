@@ -259,11 +259,15 @@ def test_a_merge_holds_one_shard_in_memory(tmp_path: Path) -> None:
     assert {file.name for file in out.iterdir()} == {*names.values(), merge.INDEX}
 
 
-def test_an_export_that_is_there_is_not_made_again_and_another_is(runs: Path, tmp_path: Path) -> None:
+def test_an_export_that_is_there_is_not_made_again_and_never_replaced_by_another(
+    runs: Path, tmp_path: Path
+) -> None:
     asked = wanted(runs, tmp_path / "one", "adapter")
     asked.temporary.mkdir()
     asked.keep(verified=True)
-    assert asked.is_made() and not wanted(runs, tmp_path / "one", "merged_16bit").is_made()
+    assert asked.is_made()
+    with pytest.raises(UserError, match="holds another export"):
+        wanted(runs, tmp_path / "one", "merged_16bit")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="is no export"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from toolkit.files import write_json, write_text
 from toolkit.recipe import stages
 from toolkit.records.parity import Parity, Quantisation, Tolerance
 from toolkit.run.runlog import LOG
+from toolkit.run.sealing import MARK, damage
 
 # What an export may differ by, in nats. Measured on the tiny recipe after DPO, on a CPU, beside each (maximum, mean;
 # all greedy tokens were equal); larger models, and GPUs, whose kernels round differently, were not measured.
@@ -50,9 +49,11 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
     """
     wanted.run.check_adapter()
     _refuse_code(wanted.run.adapter)
-    LOG.open(wanted.log, console)
     tools = gguf.tools(wanted) if wanted.format in ("gguf", "ollama") else None
-    with _building(wanted):
+    with wanted.building():
+        LOG.open(wanted.log, console)
+        if wanted.folder.exists() and (problem := damage(wanted.folder, MARK)):
+            console.print(f"[yellow]{wanted.folder} is not as it was made ({problem}): it is made again[/]")
         if wanted.format == "ollama":  # first: a template that cannot be said costs no download then
             write_text(wanted.temporary / "Modelfile", _modelfile(wanted))
         base = None
@@ -163,22 +164,6 @@ def say(wanted: Wanted, measured: Parity | None, console: Console) -> None:
         )
     checked = "checked" if measured else "[yellow]not checked[/]"
     console.print(f"[bold green]exported[/] and {checked}: {escape(str(wanted.folder))}")
-
-
-@contextmanager
-def _building(wanted: Wanted) -> Iterator[None]:
-    """An empty folder under the temporary name; gone again when the block fails."""
-    shutil.rmtree(wanted.temporary, ignore_errors=True)
-    try:
-        wanted.temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {wanted.folder.parent}: {error.strerror}; choose --out DIR"
-        ) from None
-    try:
-        yield
-    finally:
-        shutil.rmtree(wanted.temporary, ignore_errors=True)
 
 
 def _trained(wanted: Wanted, console: Console) -> parity.Answered:
