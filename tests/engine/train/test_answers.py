@@ -168,13 +168,16 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     assert "max_dropped_fraction" in run.page.read_text()
 
 
-def test_a_signal_while_it_answers_costs_the_answers_alone(
+def test_a_signal_while_it_answers_costs_the_answers_and_what_would_come_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*args: Any, **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(answers, "_both", stopped)
-    stage = run_stage(tiny("sft.max_steps=1"), "sft", tmp_path)
-    assert stage.run.read_manifest().outcome == "finished"
-    assert stage.report["answers"]["note"] == "a signal asked the run to end"
+    run = RunDir(tmp_path, "tiny", "sft")
+    with pytest.raises(Interrupted, match="the run is finished") as stopped:  # && must not go on
+        run_stage(tiny("sft.max_steps=1"), "sft", tmp_path)
+    assert stopped.value.signal == signal.SIGTERM
+    assert run.read_manifest().outcome == "finished"
+    assert json.loads(run.report.read_text())["answers"]["note"] == "a signal asked the run to end"

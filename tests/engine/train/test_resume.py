@@ -282,3 +282,19 @@ def test_what_shapes_the_weights_may_not_change_on_the_way(
         run_stage(
             tiny(*mine, "sft.max_steps=2", "sft.logging_steps=7", "sft.save_minutes=1"), "sft", tmp_path
         )
+
+
+@pytest.mark.parametrize("eval_steps", ["null", "2"])
+def test_the_last_evaluation_is_made_and_written_once_wherever_the_run_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eval_steps: str
+) -> None:
+    recipe = tiny(*STEPS, "sft.max_steps=2", f"sft.eval_steps={eval_steps}")
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "save_adapter", stop)
+        with pytest.raises(Stop):
+            run_stage(recipe, "sft", tmp_path)
+    done = run_stage(recipe, "sft", tmp_path)
+    lines = [json.loads(line) for line in done.run.metrics.read_text().splitlines()]
+    assert sum("eval_loss" in line for line in lines) == 1
+    assert sum("train_runtime" in line for line in lines) == 1
+    assert done.report["eval"]["loss"] == next(line["eval_loss"] for line in lines if "eval_loss" in line)

@@ -66,6 +66,12 @@ class StopOnSignal(TrainerCallback):
                 f"{signal.Signals(self.received).name}; the same command continues from there",
             )
 
+    def check(self) -> None:
+        """Raises Interrupted when a signal came that ended no training: the run is finished all the same."""
+        if self.received is not None:
+            name = signal.Signals(self.received).name
+            raise Interrupted(self.received, f"{name} came once the adapter was saved: the run is finished")
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._training = True
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from toolkit.console import panel
 from toolkit.console.screen import is_live, live
@@ -30,6 +31,11 @@ from toolkit.run.runlog import OURS
 DRAWN_PER_SECOND = 2  # 1.9 ms each: 0.4% of a core, while the other threads go on
 
 
+def evaluated_at(history: list[dict[str, Any]], step: int) -> bool:
+    """Whether a Trainer's log has an evaluation of that step."""
+    return any("eval_loss" in entry and entry["step"] == step for entry in history)
+
+
 class Metrics(TrainerCallback):
     """Writes every log of the Trainer to metrics.jsonl under its own names, and shows how the run goes.
 
@@ -44,7 +50,7 @@ class Metrics(TrainerCallback):
         fields: tuple[PanelField, ...],
         checkpoint: Path | None,
     ):
-        self._history = _forget_after(path, step_of(checkpoint))
+        self._history = _forget_after(path, checkpoint)
         self._checkpoint = checkpoint
         self._journal = Journal(path, lambda problem: console.print(f"[yellow]{escape(problem)}[/]"))
         self._console = console
@@ -166,15 +172,27 @@ class Metrics(TrainerCallback):
             self._console.print(f"[dim]{escape(self._title)}[/]  {escape(text)}")
 
 
-def _forget_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drops the lines of steps that a resumed run does again, and one that a kill left half-written.
+def _forget_after(path: Path, checkpoint: Path | None) -> list[dict[str, Any]]:
+    """Drops the lines of what a resumed run does again, and one that a kill left half-written.
 
-    Returns the entries that stay.
+    Of the checkpoint's own step that is an evaluation that it does not know of, and the summary at the end. Returns
+    the entries that stay.
     """
     if not path.exists():
         return []
     if not path.is_file():
         raise UserError(f"{path} is no file, and the run writes its metrics there: move it away")
-    kept = [entry for entry in read_lines(path) if isinstance(at := entry.get("step"), int) and at <= step]
+    step, is_evaluated = step_of(checkpoint), False
+    if checkpoint:
+        history = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["log_history"]
+        is_evaluated = evaluated_at(history, step)
+
+    def stays(entry: dict[str, Any]) -> bool:
+        at = entry.get("step")
+        if not isinstance(at, int) or at > step:
+            return False
+        return at < step or "loss" in entry or (is_evaluated and "eval_loss" in entry)
+
+    kept = [entry for entry in read_lines(path) if stays(entry)]
     write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept

@@ -20,6 +20,7 @@ from toolkit.engine.data import preparation
 from toolkit.engine.train import answers, attempt, finite, trackers
 from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
+from toolkit.engine.train.progress import evaluated_at
 from toolkit.errors import UserError
 from toolkit.files import digest
 from toolkit.records.marks import AdapterMark, Made
@@ -35,8 +36,8 @@ BuildTrainer = Callable[[Job, model.LoadedModel, preparation.Prepared], Any]
 def run(job: Job, build: BuildTrainer) -> RunReport:
     """Trains one stage, or goes on where it stopped, and saves its adapter. Returns what report.json holds.
 
-    Raises UserError for whatever the user can fix and Interrupted after a signal; nothing in the run directory
-    looks finished then, and its manifest says why it ended.
+    Raises UserError for whatever the user can fix and Interrupted after a signal; its manifest says how the run ended,
+    and nothing in the run directory looks finished that is not: a signal after the adapter was saved comes too late.
     """
     stop = StopOnSignal(job.console)
     with job.run.locked(), stop.listening(), attempt.room(job.run):
@@ -44,7 +45,9 @@ def run(job: Job, build: BuildTrainer) -> RunReport:
         starting_adapter = job.run.starting_adapter(job.starts_from)
         checkpoint = attempt.begin(job)
         with attempt.outcome(job, started), quiet():
-            return _train(job, build, starting_adapter, checkpoint, stop, started)
+            report = _train(job, build, starting_adapter, checkpoint, stop, started)
+        stop.check()  # a signal that cost the answers alone; what stands behind && must not start for it
+        return report
 
 
 def _train(
@@ -86,7 +89,9 @@ def _train(
         stop.train(trainer, str(checkpoint) if checkpoint else None)
         train_seconds = time.perf_counter() - train_started
         finite.check_weights(trainer)  # what the last step made of them is in no log
-        if prepared.eval is not None:
+        if prepared.eval is not None and not evaluated_at(
+            trainer.state.log_history, trainer.state.global_step
+        ):
             trainer.evaluate()
     report = replace(
         _report(job, trainer, loaded, train_seconds),
