@@ -21,7 +21,8 @@ from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
-from toolkit.run.rundir import RunDir, locked
+from toolkit.run.locking import locked
+from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import MARK, damage, put_in_place, seal
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
@@ -111,7 +112,7 @@ class Wanted:
         )
 
     def is_made(self) -> bool:
-        """Whether this very export stands there as it was made, and was checked if it is to be."""
+        """Whether this very export stands there as it was made, and was checked if it is to be. Reads all of it."""
         mark = read_mark(self.folder)
         if mark is None or replace(mark, files=None) != self.mark(mark.verified) or damage(self.folder, MARK):
             return False
