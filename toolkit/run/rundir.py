@@ -6,10 +6,7 @@ written last.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,39 +20,13 @@ from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.record import plain, read_object
 from toolkit.records.run_manifest import Manifest
 from toolkit.redaction import blanked, marked
-from toolkit.run import sealing
+from toolkit.run import locking, sealing
 from toolkit.run.sealing import MARK, SEAL
 
 PREFIX = "checkpoint-"  # of the folders of checkpoints
 EVENTS, ANSWERS = "events.jsonl", "answers.jsonl"
 WEIGHTS = "adapter_model.safetensors"
 STARTED_FROM = "_adapter"  # ends the condition that names the hash of another stage's adapter
-
-
-@contextmanager
-def locked(folder: Path, option: str) -> Iterator[None]:
-    """Holds a folder, there or not, for this process; the kernel lets go of it when the process dies, however it does.
-
-    Raises UserError naming the process and host that hold it, and the `option` that names another folder.
-    """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(  # noqa: SIM115  (closed below)
-            folder.parent / f".{folder.name}.lock", "a+", encoding="utf-8", opener=_open_no_link
-        )
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose {option}") from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise UserError(f"{folder} is in use by {holder}: wait for it, or choose {option}") from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield
 
 
 @dataclass(frozen=True)
@@ -175,23 +146,13 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the directory for this process; see `locked`."""
-        with locked(self.path, "--runs DIR"):
+        """Holds the directory for this process; see `locking.locked`."""
+        with locking.locked(self.path, "--runs DIR"):
             yield
 
     def is_held(self) -> bool:
-        """Whether a process holds the directory now: it runs, or was stopped in mid-air but not killed.
-
-        Asks by taking the lock for a moment, shared, so that two who ask do not see each other.
-        """
-        try:
-            with (self.path.parent / f".{self.stage}.lock").open(encoding="utf-8") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return False
+        """Whether a process holds the directory now: it runs, or was stopped in mid-air but not killed."""
+        return locking.is_held(self.path)
 
     def sealed_step(self) -> int | None:
         """The step of the newest checkpoint that was finished; whether its files are still whole is not read."""
@@ -311,8 +272,3 @@ class RunDir:
     def finished_with(self) -> AdapterMark | None:
         """What the completion mark of the adapter records, or None while there is no complete adapter."""
         return AdapterMark.load(self.adapter / MARK)
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    """A lock is emptied and written: through a link that would be another file."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

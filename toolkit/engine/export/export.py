@@ -53,7 +53,9 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
     with wanted.building():
         LOG.open(wanted.log, console)
         if wanted.folder.exists() and (problem := damage(wanted.folder, MARK)):
-            console.print(f"[yellow]{wanted.folder} is not as it was made ({problem}): it is made again[/]")
+            console.print(
+                f"[yellow]{escape(str(wanted.folder))} is not as it was made ({escape(problem)}): it is made again[/]"
+            )
         if wanted.format == "ollama":  # first: a template that cannot be said costs no download then
             write_text(wanted.temporary / "Modelfile", _modelfile(wanted))
         base = None
