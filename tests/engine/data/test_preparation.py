@@ -3,7 +3,6 @@
 import ast
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -398,29 +397,24 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept_under_its_old_hash(
     assert not any("ANSWER" in answer for answer in answers(prepare(recipe).train))
 
 
-def test_of_two_that_make_the_same_entry_both_get_it(cache: Path) -> None:
-    def build(folder: Path) -> dict[str, Any]:
-        (folder / "train").mkdir()
-        (folder / "train" / "rows.arrow").write_text("rows")
-        barrier.wait()
-        return {"side": 1}
+@pytest.mark.parametrize("theirs", ["complete", "damaged"])
+def test_an_entry_that_another_process_makes_in_the_same_moment_is_taken_if_it_is_complete(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, theirs: str
+) -> None:
+    rename, inodes = Path.rename, []
 
-    def make(key: str) -> None:
-        entry = row_cache.make(key, build)
-        assert (entry.folder, entry.facts) == (cache / key, {"side": 1})
+    def overtaken(made: Path, target: Path) -> Path:
+        if target.parent == cache and not inodes:
+            shutil.copytree(made, target)
+            inodes.append(target.stat().st_ino)
+            if theirs == "damaged":
+                next(target.glob("train/*.arrow")).write_bytes(b"")
+        return rename(made, target)
 
-    fork = multiprocessing.get_context("fork")
-    for number in range(20):
-        if number % 2:  # a damaged one stands there
-            (cache / str(number) / "train").mkdir(parents=True)
-        barrier = fork.Barrier(2)
-        pair: list[Any] = [fork.Process(target=make, args=(str(number),)) for _ in range(2)]
-        for process in pair:
-            process.start()
-        for process in pair:
-            process.join()
-        assert [process.exitcode for process in pair] == [0, 0]
-    assert sorted(path.name for path in cache.iterdir()) == sorted(map(str, range(20)))
+    monkeypatch.setattr(Path, "rename", overtaken)
+    assert prepare(recipe_of("sft", write(tmp_path / "a.jsonl", CHATS))).report.used == 40
+    [entry] = cache.iterdir()
+    assert (entry.stat().st_ino == inodes[0]) == (theirs == "complete"), "a reader may have it open"
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
