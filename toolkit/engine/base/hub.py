@@ -88,7 +88,7 @@ def check_base(recipe: Recipe, path: str) -> dict[str, Any]:
     ]
     if wrong:
         raise UserError(*wrong)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def fetch_weights(path: str, revision: str | None) -> Path:
