@@ -14,6 +14,7 @@ from toolkit.doctor import hub, machine
 from toolkit.doctor.check import Check, judged, ok
 from toolkit.doctor.hub import Repository
 from toolkit.hardware import Hardware
+from toolkit.memory import terms
 from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe.schema import Recipe
 from toolkit.run.rundir import RunDir
@@ -101,8 +102,8 @@ def _weights_gib(plan: Plan) -> float:
 
 
 def _run_gib(recipe: Recipe, plan: Plan) -> float:
-    """The adapter in fp32, and checkpoints of it with AdamW's two states, one more while they rotate."""
-    return plan.items_gib["lora"] * (1 + 3 * (recipe.section(plan.stage).save_total_limit + 1))
+    """The adapter and its checkpoints, one more while they rotate."""
+    return terms.saved_gib(plan.items_gib["lora"], recipe.section(plan.stage).save_total_limit + 1)
 
 
 def _of_recipe(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants, get_token, try_to_load_from_cache
 
 from toolkit.doctor.check import Check, judged, ok, warn
 from toolkit.hardware import GIB
@@ -117,17 +117,16 @@ def cached_gib(repository: Repository) -> float | None:
 
 def _cached_model(repository: Repository) -> float | None:
     """Config and weights of a snapshot: one file of safetensors, or all that the index names."""
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.path.replace('/', '--')}"
-    name = repository.revision or "main"
-    reference = folder / "refs" / name
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else name
-    snapshot = folder / "snapshots" / commit
+    config = try_to_load_from_cache(repository.path, "config.json", revision=repository.revision)
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent
     index = snapshot / "model.safetensors.index.json"
     if index.is_file():
         weights = [snapshot / file for file in {*json.loads(index.read_text())["weight_map"].values()}]
     else:
         weights = sorted(snapshot.glob("*.safetensors"))
-    if not weights or not all(file.is_file() for file in (snapshot / "config.json", *weights)):
+    if not weights or not all(file.is_file() for file in weights):
         return None
     return _gib(weights)
 

@@ -32,6 +32,8 @@ CONTEXT_GIB = 0.5
 RESERVE_GIB = 1.0
 # Share of the RAM that a run without a GPU may plan for; the rest is for Python, torch and the system (ours).
 RAM_SHARE = 0.75
+# Of a saved adapter or checkpoint beside its weights: tokenizer (Gemma's: 40 MB), template, configs; at most.
+SMALL_FILES_GIB = 0.06
 
 
 def head_dim(architecture: Architecture) -> int:
@@ -209,6 +211,14 @@ def generation_bytes(architecture: Architecture) -> int:
     h, wide = architecture.hidden_size, architecture.intermediate_size
     cache = 2 * kv * architecture.num_hidden_layers
     return BF16 * (cache + 3 * h + 2 * q + 2 * kv + 3 * wide)
+
+
+def saved_gib(lora_gib: float, num_checkpoints: int) -> float:
+    """Disk for an adapter and so many checkpoints beside it.
+
+    A checkpoint is the adapter again and AdamW's two states, at most as large each.
+    """
+    return lora_gib + SMALL_FILES_GIB + num_checkpoints * (3 * lora_gib + SMALL_FILES_GIB)
 
 
 def _attention_widths(architecture: Architecture) -> tuple[int, int]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,12 @@ PREFIX = "checkpoint-"  # of the folders of checkpoints
 EVENTS, ANSWERS = "events.jsonl", "answers.jsonl"
 WEIGHTS = "adapter_model.safetensors"
 STARTED_FROM = "_adapter"  # ends the condition that names the hash of another stage's adapter
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Those of the checkpoints in a folder, complete or not."""
+    names = (path.name.removeprefix(PREFIX) for path in checkpoints.glob(f"{PREFIX}*"))
+    return [int(name) for name in names if name.isdigit()]
 
 
 @dataclass(frozen=True)
@@ -144,11 +149,9 @@ class RunDir:
         self.path.rename(target)
         return target
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Holds the directory for this process; see `locking.locked`."""
-        with locking.locked(self.path, "--runs DIR"):
-            yield
+        return locking.locked(self.path, "--runs DIR")
 
     def is_held(self) -> bool:
         """Whether a process holds the directory now: it runs, or was stopped in mid-air but not killed."""
@@ -156,8 +159,9 @@ class RunDir:
 
     def sealed_step(self) -> int | None:
         """The step of the newest checkpoint that was finished; whether its files are still whole is not read."""
-        names = (seal.parent.name.removeprefix(PREFIX) for seal in self.checkpoints.glob(f"{PREFIX}*/{SEAL}"))
-        return max((int(name) for name in names if name.isdigit()), default=None)
+        steps = saved_steps(self.checkpoints)
+        sealed = (step for step in steps if (self.checkpoints / f"{PREFIX}{step}" / SEAL).exists())
+        return max(sealed, default=None)
 
     def record(self, facts: dict[str, Any]) -> None:
         """Adds facts to the manifest, by the names of its fields; what is there beside them stays.

@@ -34,7 +34,6 @@ from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import MARK
 
 CPU_BLOCK = 32  # bitsandbytes.functional._convert_weight_packed_for_cpu
-SMALL_FILES_GIB = 0.06  # tokenizer (Gemma's: 40 MB), template, configs; at most
 
 
 @dataclass
@@ -220,13 +219,9 @@ def save_adapter(loaded: LoadedModel, run: RunDir, mark: AdapterMark) -> None:
 
 
 def check_disk(loaded: LoadedModel, run: RunDir, num_checkpoints: int = 0) -> None:
-    """Raises UserError when the disk cannot hold the adapter and so many checkpoints beside it.
-
-    A checkpoint is the adapter again and AdamW's two states, at most as large each.
-    """
+    """Raises UserError when the disk cannot hold the adapter and so many checkpoints beside it."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in trainable(loaded.model))
-    small_files = SMALL_FILES_GIB * hardware.GIB
-    needed = (weights + small_files + num_checkpoints * (3 * weights + small_files)) / hardware.GIB
+    needed = terms.saved_gib(weights / hardware.GIB, num_checkpoints)
     free = hardware.disk_free_gib(run.path)
     if free < needed:
         what = f"the adapter and {num_checkpoints} checkpoints" if num_checkpoints else "the adapter's files"

@@ -22,7 +22,7 @@ from toolkit.engine.train import finite
 from toolkit.recipe.schema import StageSection
 from toolkit.records.marks import Seal
 from toolkit.run import manifest, sealing
-from toolkit.run.rundir import PREFIX, RunDir
+from toolkit.run.rundir import PREFIX, RunDir, saved_steps
 from toolkit.run.sealing import SEAL
 
 STAGING = ".staging"  # where a checkpoint is written before it gets its name
@@ -64,7 +64,7 @@ class DurableCheckpoints:
             problem = sealing.disk_problem(error)
             if problem is None:
                 raise
-            good = max(_steps(folder), default=None)
+            good = max(saved_steps(folder), default=None)
             self.recovery.console.print(
                 f"[yellow]checkpoint at step {step} not saved ({escape(problem)}); "
                 f"{'there is none yet' if good is None else f'the last good one is of step {good}'}; "
@@ -77,7 +77,7 @@ class DurableCheckpoints:
     def _prune(self: Any, folder: Path) -> None:
         """Deletes all but the last ones up to this step, and the best one. Those of later steps were passed over as
         damaged; they are written anew when the run gets there."""
-        reached = sorted(step for step in _steps(folder) if step <= self.state.global_step)
+        reached = sorted(step for step in saved_steps(folder) if step <= self.state.global_step)
         for step in reached[: -self._num_kept]:
             if step != self.state.best_global_step:
                 shutil.rmtree(folder / f"{PREFIX}{step}", ignore_errors=True)
@@ -164,7 +164,7 @@ def sweep(folder: Path) -> None:
 
 def latest(folder: Path, console: Console) -> Path | None:
     """The newest checkpoint that is complete; newer ones that are not are named and passed over."""
-    for step in sorted(_steps(folder), reverse=True):
+    for step in sorted(saved_steps(folder), reverse=True):
         checkpoint = folder / f"{PREFIX}{step}"
         problem = damage(checkpoint)
         if problem is None:
@@ -181,9 +181,3 @@ def damage(checkpoint: Path) -> str | None:
 def step_of(checkpoint: Path | None) -> int:
     """The step that a checkpoint was saved after; 0 for none."""
     return int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
-
-
-def _steps(folder: Path) -> list[int]:
-    """Those of the checkpoints in a folder, complete or not."""
-    names = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*"))
-    return [int(name) for name in names if name.isdigit()]

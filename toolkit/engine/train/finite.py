@@ -17,9 +17,8 @@ from transformers import TrainerCallback
 
 from toolkit.engine.train import pieces
 from toolkit.errors import UserError
-from toolkit.run.rundir import PREFIX
+from toolkit.run.rundir import saved_steps
 
-IDS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
 SHOWN_ROWS, SHOWN_IDS = 4, 24  # of the rows that a message names, and of the tokens that they begin with
 
 
@@ -55,9 +54,7 @@ def stop(trainer: Any, what: str) -> NoReturn:
     step = began.step if began else trainer.state.global_step
     rows = began.rows if began else [row for ran in trainer.ran if ran.step == step for row in ran.rows]
     group = trainer.optimizer.param_groups[0] if trainer.optimizer is not None else {"lr": 0.0}
-    folder = Path(trainer.args.output_dir)
-    steps = [path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*")]
-    good = max((int(number) for number in steps if number.isdigit()), default=None)
+    good = max(saved_steps(Path(trainer.args.output_dir)), default=None)
     limit = trainer.args.max_grad_norm
     raise UserError(
         f"training went wrong at step {step}: {what}. Learning rate now: {group['lr']:g} of "
@@ -89,15 +86,10 @@ def _named(trainer: Any, rows: list[dict[str, Any]]) -> str:
     """Where rows stand among the prepared ones, and how they begin."""
     if not rows:
         return "unknown"
-    columns = [column for column in IDS if column in rows[0]]
-    wanted = [tuple(tuple(row[column]) for column in columns) for row in rows[:SHOWN_ROWS]]
-    places: dict[Any, int] = {}
-    for index, row in enumerate(trainer.train_dataset.select_columns(columns)):
-        ids = tuple(tuple(row[column]) for column in columns)
-        if ids in wanted:
-            places.setdefault(ids, index)
+    shown = rows[:SHOWN_ROWS]
     named = [
-        f"prepared row {places.get(ids, '?')} ({trainer.processing_class.decode(list(ids[0][:SHOWN_IDS]))!r} ...)"
-        for ids in wanted
+        f"prepared row {'?' if place is None else place} "
+        f"({trainer.processing_class.decode(pieces.ids_of(row)[0][:SHOWN_IDS])!r} ...)"
+        for row, place in zip(shown, pieces.places(trainer.train_dataset, shown), strict=True)
     ]
     return ", ".join(named) + (f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")

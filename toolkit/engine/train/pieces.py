@@ -23,6 +23,7 @@ from toolkit.engine.base.random_state import RandomState
 from toolkit.errors import UserError
 
 LAYERS_A_STEP = 8  # of 32 a step costs 9% of the time by FLOPs, all of them 46%
+ID_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
 ROWS = "rows_of_this_batch"  # where a batch carries the rows that it was collated from
 MOST_RAN = (
     512  # micro-batches whose losses and rows are kept between two logs; rows of 1,000 tokens take 8 kB each
@@ -244,10 +245,11 @@ class OutOfMemoryRecovery(TrainerOfTRL):
         if self.recovery.renamed is None and self.state.global_step:
             self._save_checkpoint(self.model, trial=None)
             saved = f". The state after step {self.state.global_step} is saved in {self.args.output_dir}"
-        rows = self.train_dataset if mode == "train" else self.eval_dataset
+        (place,) = places(self.train_dataset if mode == "train" else self.eval_dataset, [row])
+        named = "" if place is None else f" (prepared row {place})"
         raise UserError(
             f"out of memory ({event['where']}, step {event['step']}) with a single row of {row_tokens(row)} tokens"
-            f"{_place(rows, row)} and nothing kept from its forward pass: {oom.fixes()}{saved}"
+            f"{named} and nothing kept from its forward pass: {oom.fixes()}{saved}"
         )
 
 
@@ -293,6 +295,22 @@ def row_tokens(row: dict[str, Any]) -> int:
     return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
+def ids_of(row: dict[str, Any]) -> tuple[list[int], ...]:
+    """The token ids of a row, the first of its sequences first."""
+    return tuple(row[column] for column in ID_COLUMNS if column in row)
+
+
+def places(prepared: Any, rows: list[dict[str, Any]]) -> list[int | None]:
+    """Where each row stands among the prepared ones, None where it does not; looked up only when a run ends."""
+    wanted = [ids_of(row) for row in rows]
+    found: list[int | None] = [None] * len(rows)
+    for index, row in enumerate(prepared.select_columns([name for name in ID_COLUMNS if name in rows[0]])):
+        for number, ids in enumerate(wanted):
+            if found[number] is None and ids == ids_of(row):
+                found[number] = index
+    return found
+
+
 def _add_gradients(parameters: list[torch.nn.Parameter], before: list[torch.Tensor | None]) -> None:
     """Adds the sum so far to the new gradients, in one fused launch where there is one."""
     new, old = [], []
@@ -304,10 +322,3 @@ def _add_gradients(parameters: list[torch.nn.Parameter], before: list[torch.Tens
             old.append(gradient)
     if new:
         torch._foreach_add_(new, old)
-
-
-def _place(rows: Any, row: dict[str, Any]) -> str:
-    """Where a row stands among the prepared ones; looked up only when a run ends."""
-    key = "input_ids" if "input_ids" in row else "prompt_ids"
-    found = next((index for index, ids in enumerate(rows[key]) if ids == row[key]), None)
-    return "" if found is None else f" (prepared row {found})"
