@@ -28,7 +28,15 @@ ORDER = [
         "doctor",
     ),
     "engine",
-    *("engine.base", "engine.data", "engine.reference", "engine.inference", "engine.train", "engine.export"),
+    *(
+        "engine.base",
+        "engine.data",
+        "engine.shared_prompt",
+        "engine.reference",
+        "engine.inference",
+        "engine.train",
+        "engine.export",
+    ),
     "cli",
 ]
 PACKAGES = [name for name in ORDER if (ROOT / "toolkit" / name.replace(".", "/")).is_dir()]

@@ -284,21 +284,30 @@ class TestPlan:
 
     def test_auto_on_a_4090(self):
         plan = plan_stage(EIGHT_B, "sft", RTX4090, 64)
-        assert plan.settings == Settings(2, 8, 0, 0.5)
+        assert plan.settings == Settings(16, 1, 0, 0.5, tokens_per_micro_batch=4096)
         assert plan.tokens_per_step == 16 * 2048
         plan = plan_stage(EIGHT_B, "dpo", RTX4090, 64)
-        assert plan.settings == Settings(1, 16, 0, 0.5), "a pair of 2 x 2,048 tokens at once"
+        assert plan.settings == Settings(16, 1, 0, 0.5, tokens_per_micro_batch=4096)
         assert plan.tokens_per_step == 16 * 2 * 2048
+        packed = plan_stage(changed(EIGHT_B, sft__packing=True), "sft", RTX4090, 64)
+        assert packed.settings == Settings(2, 8, 0, 0.5), "packed rows are full: they count as rows"
+        by_rows = changed(EIGHT_B, memory__tokens_per_micro_batch=None)
+        assert plan_stage(by_rows, "dpo", RTX4090, 64).settings == Settings(1, 16, 0, 0.5)
+
+    def test_a_micro_batch_holds_its_tokens_or_one_longer_row(self):
+        few, many = Settings(16, 1, 0, 0.5, 1024), Settings(16, 1, 0, 0.5, 8192)
+        assert (few.tokens_at_once(16, 2048), many.tokens_at_once(16, 2048)) == (2048, 8192)
+        assert many.tokens_at_once(2, 2048) == 4096, "there are no more rows"
 
     def test_auto_spends_in_order(self):
         """A growing card buys tokens per micro-batch, then kept layers."""
         chosen = [plan_stage(EIGHT_B, "sft", hardware.card(str(gib / 4)), 64) for gib in range(30, 110)]
         spent = [
-            (s.per_device_train_batch_size, -s.recompute_layers, s.loss_chunk_gib)
+            (s.tokens_per_micro_batch, -s.recompute_layers, s.loss_chunk_gib)
             for s in (plan.settings for plan in chosen if plan.fits)
         ]
-        assert spent[0][0] == 1
-        assert spent[-1] == (2, 0, 0.5)
+        assert spent[0][0] == 2048
+        assert spent[-1] == (4096, 0, 0.5)
         micro_and_layers = [step[:2] for step in spent]
         assert micro_and_layers == sorted(micro_and_layers)
 
@@ -330,8 +339,9 @@ class TestPlan:
     def test_reference_pass_is_a_phase_of_its_own(self):
         """Before training: two adapters, no gradients, no optimizer; its batch may set the peak."""
         small = plan_stage(EIGHT_B, "dpo", RTX4090, 64).phases_gib
-        large = plan_stage(changed(EIGHT_B, dpo__precompute_ref_batch_size=64), "dpo", CARDS["h200"], 64)
-        tokens, per_token = 2 * 4 * 2048, 6 * (14336 + 4096)
+        by_rows = changed(EIGHT_B, dpo__precompute_ref_batch_size=64, memory__tokens_per_micro_batch=None)
+        large = plan_stage(by_rows, "dpo", CARDS["h200"], 64)
+        tokens, per_token = 2 * 2048, 6 * (14336 + 4096)  # no more pairs at once than a micro-batch holds
         expected = 3.353 + 1.957 + 2 * 0.156 + 0.11 + 0.15 + tokens * per_token / GIB
         assert small["reference"] == pytest.approx(expected, abs=0.01)
         assert large.phases_gib["reference"] == large.peak_gib
@@ -453,7 +463,17 @@ def recipes(draw: st.DrawFn) -> Recipe:
             draw(st.sampled_from(TARGETS)),
             draw(st.sampled_from([0, 0.1])),
         ),
-        memory__per_device_train_batch_size=draw(st.one_of(st.just("auto"), st.sampled_from(divisors))),
+        **draw(
+            st.sampled_from(
+                [
+                    {"memory__per_device_train_batch_size": rows, "memory__tokens_per_micro_batch": tokens}
+                    for rows, tokens in (
+                        *(("auto", tokens) for tokens in ("auto", None, 512, 4096)),
+                        *((divisor, "auto") for divisor in divisors),
+                    )
+                ]
+            )
+        ),
         memory__recompute_layers=draw(st.one_of(st.sampled_from(["auto", "all", "none"]), layers)),
         memory__loss_chunk_gib=draw(st.one_of(st.just("auto"), chunks)),
         memory__budget_gib=draw(st.one_of(st.just("auto"), st.floats(1, 100))),
@@ -503,7 +523,9 @@ class TestAlwaysHolds:
         effective = chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps
         assert effective == section.effective_batch_size
         assert 0 <= chosen.recompute_layers <= recipe.model.architecture.num_hidden_layers
-        for name in ("per_device_train_batch_size", "loss_chunk_gib"):
+        for name in ("per_device_train_batch_size", "tokens_per_micro_batch", "loss_chunk_gib"):
+            if name == "tokens_per_micro_batch" and recipe.memory.per_device_train_batch_size != "auto":
+                continue
             assert getattr(recipe.memory, name) in ("auto", getattr(chosen, name))
         assert all(gib >= 0 for gib in plan.items_gib.values())
 
@@ -514,23 +536,30 @@ class TestAlwaysHolds:
         assume(plan.budget_gib > 0)
         phases = Phases(recipe, stage, on_gpu=card is not None)
         pinned = recipe.memory
-        micros, num_layers = (
-            range(1, section.effective_batch_size + 1),
-            recipe.model.architecture.num_hidden_layers,
-        )
+        num_layers = recipe.model.architecture.num_hidden_layers
         words = {"auto": range(num_layers + 1), "all": [num_layers], "none": [0]}
         layers = words.get(str(pinned.recompute_layers), [pinned.recompute_layers])
         anything = any(
-            phases.peak(Settings(micro, 1, layer, chunk), section.max_length) <= plan.budget_gib * GIB
-            for micro, layer, chunk in itertools.product(
-                [m for m in micros if section.effective_batch_size % m == 0]
-                if pinned.per_device_train_batch_size == "auto"
-                else [pinned.per_device_train_batch_size],
+            phases.peak(Settings(rows, 1, layer, chunk, tokens), section.max_length) <= plan.budget_gib * GIB
+            for (rows, tokens), layer, chunk in itertools.product(
+                self.micro_batches(recipe, section, phases.packs),
                 [layers[0], layers[-1]],
                 LOSS_CHUNKS_GIB if pinned.loss_chunk_gib == "auto" else [pinned.loss_chunk_gib],
             )
         )
         assert plan.fits == anything
+
+    @staticmethod
+    def micro_batches(recipe, section, packs):
+        rows, tokens = recipe.memory.per_device_train_batch_size, recipe.memory.tokens_per_micro_batch
+        effective = section.effective_batch_size
+        if rows != "auto":
+            return [(rows, None)]
+        if isinstance(tokens, int):
+            return [(effective, tokens)]
+        if tokens is None or packs:
+            return [(n, None) for n in range(1, effective + 1) if effective % n == 0]
+        return [(effective, 1), (effective, 4096)]
 
     @settings(deadline=None)
     @given(recipes(), stages, cards)

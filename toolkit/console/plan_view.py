@@ -38,7 +38,10 @@ def show_plan(recipe: Recipe, plan: Plan, console: Console) -> None:
 def _facts(recipe: Recipe, plan: Plan) -> Table:
     section, settings = recipe.section(plan.stage), plan.settings
     micro, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    rows = f"{micro} x {accumulated} = {micro * accumulated} {stages.of(plan.stage).rows_are_called}"
+    called, tokens = stages.of(plan.stage).rows_are_called, settings.tokens_per_micro_batch
+    rows = f"{micro} x {accumulated} = {micro * accumulated} {called}"
+    if tokens:
+        rows = f"{micro} {called} in pieces of {tokens:,} tokens,"
     beta = f", beta {section.beta:g}" if isinstance(section, Dpo) else ""
     length = f"{section.max_steps} steps" if section.max_steps else f"{section.num_train_epochs:g} epochs"
     num_layers = recipe.model.architecture.num_hidden_layers

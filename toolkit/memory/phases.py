@@ -6,6 +6,7 @@ is a mapping from item to bytes, made of `terms.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,13 +25,28 @@ class Settings:
     """What the plan chose, or found pinned in the recipe's `memory`.
 
     `per_device_train_batch_size` rows (pairs in DPO), `gradient_accumulation_steps` times per optimizer step;
-    `recompute_layers` decoder layers recompute; `loss_chunk_gib` bounds the logits that exist at one time.
+    `recompute_layers` decoder layers recompute; `loss_chunk_gib` bounds the logits that exist at one time. With
+    `tokens_per_micro_batch` the rows, then those of a whole step, run in pieces of at most so many tokens, a longer
+    row alone.
     """
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     recompute_layers: int
     loss_chunk_gib: float
+    tokens_per_micro_batch: int | None = None
+
+    def tokens_at_once(self, num_rows: int, width: int) -> int:
+        """Of `num_rows` rows that each have up to `width` tokens, as many as go through the model at once."""
+        if self.tokens_per_micro_batch is None:
+            return num_rows * width
+        return min(num_rows * width, max(self.tokens_per_micro_batch, width))
+
+    def num_micro_batches(self, tokens: int) -> int:
+        """Of a step over so many tokens, padding included."""
+        if self.tokens_per_micro_batch is None:
+            return self.gradient_accumulation_steps
+        return math.ceil(tokens / self.tokens_per_micro_batch)
 
     def chosen(self) -> dict[str, Any]:
         """By the names of the recipe's `memory`; accumulation follows from the stage's effective batch size."""
@@ -62,13 +78,15 @@ class Phases:
             "lora": 2 * self.adapter,  # weights and gradients
             "optimizer": terms.optimizer_bytes(optim, tensors),
         }
-        packs = isinstance(section, Sft) and section.packing  # packed rows take torch's own attention
-        expanded_kv = on_gpu and not packs and hardware.has_xformers()
+        # Packed rows take torch's own attention; the CPU backend packs nothing.
+        self.packs = on_gpu and isinstance(section, Sft) and section.packing
+        expanded_kv = on_gpu and not self.packs and hardware.has_xformers()
         self.kept_layer = terms.kept_layer_bytes(self.architecture, lora, expanded_kv)
         self.layer_backward = terms.layer_backward_bytes(self.architecture)
         evaluates = section.eval_datasets or section.eval_rows
         self.eval_rows = section.per_device_eval_batch_size if evaluates else 0
         self.reference_rows = section.precompute_ref_batch_size if isinstance(section, Dpo) else 0
+        self.shares_prompts = isinstance(section, Dpo) and section.share_prompts
 
     def peak(self, settings: Settings, max_length: int) -> float:
         """Bytes at the worst moment."""
@@ -86,6 +104,10 @@ class Phases:
         """
         gradient = terms.FP32 if self.by_log_probs else terms.BF16
         held: float = (3 * terms.BF16 + gradient) * self.architecture.hidden_size * tokens
+        if (
+            self.shares_prompts
+        ):  # hidden states put back where padding has them, twice a prompt, and their gradient
+            held += 2 * 2 * terms.BF16 * self.architecture.hidden_size * tokens
         held += terms.logit_bytes(tokens, self.architecture, settings.loss_chunk_gib)
         return self._state(settings) | self._graph(settings, tokens) | {"loss": held}
 
@@ -107,7 +129,8 @@ class Phases:
 
     def _state(self, settings: Settings) -> Items:
         """With the copy that recovery keeps of the gradients that earlier micro-batches of the step left."""
-        copies = self.adapter if settings.gradient_accumulation_steps > 1 else 0
+        in_parts = settings.gradient_accumulation_steps > 1 or settings.tokens_per_micro_batch is not None
+        copies = self.adapter if in_parts else 0
         return self.trained | {"lora": self.trained["lora"] + copies}
 
     def _graph(self, settings: Settings, tokens: int) -> Items:
@@ -130,20 +153,23 @@ class Phases:
 
 
 def _loss(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
-    yield "loss", phases.loss(settings, settings.per_device_train_batch_size * width)
+    yield "loss", phases.loss(settings, settings.tokens_at_once(settings.per_device_train_batch_size, width))
 
 
 def _layer(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
-    yield "layer", phases.layer(settings, settings.per_device_train_batch_size * width)
+    yield (
+        "layer",
+        phases.layer(settings, settings.tokens_at_once(settings.per_device_train_batch_size, width)),
+    )
 
 
 def _reference(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
-    yield "reference", phases.reference(settings, phases.reference_rows * width)
+    yield "reference", phases.reference(settings, settings.tokens_at_once(phases.reference_rows, width))
 
 
 def _evaluation(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
     if phases.eval_rows:
-        yield "evaluation", phases.evaluation(settings, phases.eval_rows * width)
+        yield "evaluation", phases.evaluation(settings, settings.tokens_at_once(phases.eval_rows, width))
 
 
 PHASES: dict[str, Callable[[Phases, Settings, int], Iterator[tuple[str, Items]]]] = {

@@ -164,7 +164,7 @@ def _step_seconds(recipe: Recipe, card: Card, settings: Settings, tokens: int) -
         card,
         load_in_4bit=recipe.model.load_in_4bit,
         tokens=tokens,
-        micro_batches=settings.gradient_accumulation_steps,
+        micro_batches=settings.num_micro_batches(tokens),
         recompute_layers=settings.recompute_layers,
     )
 
@@ -196,7 +196,10 @@ def _fixes(recipe: Recipe, stage: str, card: Card | None, ram_gib: float, larges
 def _changes(recipe: Recipe, stage: str, on_gpu: bool, largest: int) -> Iterator[tuple[tuple[str, Any], ...]]:
     """What can be changed: first what costs nothing, then what costs time, then quality."""
     section, lora, memory = recipe.section(stage), recipe.lora, recipe.memory
-    limits = ("per_device_train_batch_size", "recompute_layers", "loss_chunk_gib", "budget_gib")
+    limits = (
+        *("per_device_train_batch_size", "tokens_per_micro_batch"),
+        *("recompute_layers", "loss_chunk_gib", "budget_gib"),
+    )
     if pinned := [name for name in limits if getattr(memory, name) != "auto"]:
         yield tuple((f"memory.{name}", "auto") for name in pinned)
     if on_gpu and "8bit" not in section.optim:

@@ -81,6 +81,11 @@ class Recipe(Section):
                     f"{stage.name}.effective_batch_size {effective} is not a multiple of "
                     f"memory.per_device_train_batch_size {micro}: accumulation must be whole"
                 )
+        if micro != "auto" and isinstance(self.memory.tokens_per_micro_batch, int):
+            raise ValueError(
+                "memory.per_device_train_batch_size and memory.tokens_per_micro_batch are both set: a micro-batch is "
+                "cut by rows or by tokens"
+            )
         if isinstance(layers, int) and layers > self.model.architecture.num_hidden_layers:
             raise ValueError(f"memory.recompute_layers {layers} is more than the model's layers")
         return self

@@ -214,7 +214,15 @@ class Memory(Section):
         Literal["auto"] | PositiveInt,
         on_machine(
             "rows (pairs in DPO) that go through the model at once; must divide effective_batch_size",
-            "as many as fit, up to about 4,096 tokens: more buys no speed",
+            "by tokens_per_micro_batch; packed rows as many as fit, up to about 4,096 tokens",
+        ),
+    ] = "auto"
+    tokens_per_micro_batch: Annotated[
+        Literal["auto"] | PositiveInt | None,
+        on_machine(
+            "tokens that go through the model at once, padding included: the rows of a step run in pieces of so many, "
+            "a longer row alone; null: by rows",
+            "as many as fit, up to 4,096: more buys no speed; by rows where they are packed or their number is pinned",
         ),
     ] = "auto"
     loss_chunk_gib: Annotated[

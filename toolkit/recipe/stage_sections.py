@@ -223,7 +223,17 @@ class Dpo(StageSection):
             "share of the pairs taken to be the wrong way round", "Rafailov et al. 2023, equation 7"
         ),
     ] = 0.0
+    share_prompts: Annotated[
+        bool,
+        shapes_weights(
+            "run the prompt of a pair once for both replies, where the model allows it: the same loss, fewer tokens",
+            "checked against padded pairs before the first step",
+        ),
+    ] = True
     precompute_ref_batch_size: Annotated[
         PositiveInt,
-        shapes_weights("pairs of the reference pass at once", "forward only: about 2 GB for an 8B model"),
-    ] = 4
+        shapes_weights(
+            "pairs of the reference pass at once, at most; memory.tokens_per_micro_batch bounds them too",
+            "only short pairs come to so many",
+        ),
+    ] = 16

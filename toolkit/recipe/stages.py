@@ -80,7 +80,7 @@ DPO = Stage(
         PanelField("rewards/accuracies", "accuracy", "{:.0%}"),
     ),
     memory_phases=("log_probs", "layer", "reference", "evaluation"),
-    report_extras=("reference",),
+    report_extras=("reference", "shared_prompts"),
 )
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO)}

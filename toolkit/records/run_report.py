@@ -38,7 +38,8 @@ class RunReport(Record):
 
     `settings` are those of the plan, `eval` the last evaluation by the Trainer's own names. `allocator` is what
     was set and what is in effect. `oom_events` are the lines of events.jsonl. `reference` is DPO's reference
-    pass: pairs, how many of them were reused, seconds.
+    pass: pairs, how many of them were reused, seconds. `shared_prompts` is DPO's check of prompts that are run once, in
+    nats, and how often attention was over them in the first step; or the reason why it is `off`.
     """
 
     stage: str | None
@@ -62,5 +63,6 @@ class RunReport(Record):
     probe: Probe | None
     oom_events: list[dict[str, Any]] | None
     reference: dict[str, Any] | None
+    shared_prompts: dict[str, Any] | None
     answers: Answers | None
     notes: list[str] | None

@@ -17,6 +17,7 @@ from toolkit.console.screen import bar
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.base import recompute
 from toolkit.engine.reference import cache
+from toolkit.engine.shared_prompt.hooks import TREE, installed
 
 REF_ADAPTER = "ref"  # TRL's name for it
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -35,11 +36,14 @@ class Pass:
 def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = False) -> Pass:
     """Adds `ref_chosen_logps` and `ref_rejected_logps` to the trainer's rows, from disk where they are kept there.
 
-    Where `batch_size` pairs at once find no room it goes on with a half, a quarter ... With `anew` nothing that is
-    kept is used.
+    At most `batch_size` pairs run at once, fewer where the trainer's micro-batches end; where they find no room it goes
+    on with a half, a quarter ... With `anew` nothing that is kept is used.
     """
     facts = cache.facts_of(trainer.model, REF_ADAPTER, trainer.processing_class.pad_token_id)
     facts["autocast"] = [trainer.args.bf16, trainer.args.fp16]
+    sharing = installed(trainer.model)
+    facts["shared_prompts"] = sharing.kernel if sharing else None
+    facts["tokens"] = trainer.micro_batches.tokens
     orders = []
     for side, title, is_trained in (("train_dataset", "train", True), ("eval_dataset", "held-out", False)):
         rows = getattr(trainer, side)
@@ -138,16 +142,18 @@ def _complete(trainer: Any, order: _Order, entry: cache.Entry, batch_size: int, 
 
 def _next_batch(trainer: Any, rows: Dataset, indices: list[int], batch_size: int) -> cache.Batch:
     """The log-probs of the first of these pairs, as many of them as find room at once."""
+    pairs = [rows[index] for index in indices]
+    size = trainer.micro_batches.first(pairs, len(pairs))
 
     def of_first(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return log_probs_of(trainer, batch_of(trainer, rows, indices[:size]))
+        return log_probs_of(trainer, batch_of(trainer, pairs[:size]))
 
     def longest() -> str:
-        return f"pair {indices[0]} of {rows[indices[0]]['length']} tokens"
+        return f"pair {indices[0]} of {pairs[0]['length']} tokens"
 
-    log_probs, fitting = trainer.recovery.halving("reference pass", batch_size, of_first, longest)
+    log_probs, fitting = trainer.recovery.halving("reference pass", size, of_first, longest)
     chosen, rejected = (values.cpu().numpy() for values in log_probs)
-    return cache.Batch(fitting, chosen, rejected)
+    return cache.Batch(fitting if fitting < size else batch_size, chosen, rejected)
 
 
 def _longest_first(rows: Dataset, digests: list[bytes]) -> list[int]:
@@ -172,8 +178,8 @@ def forward_of(model: Any, training: bool) -> Iterator[None]:
         model.train(before)
 
 
-def batch_of(trainer: Any, rows: Dataset, indices: list[int]) -> Any:
-    return trainer._prepare_inputs(trainer.data_collator([rows[index] for index in indices]))
+def batch_of(trainer: Any, pairs: list[Any]) -> Any:
+    return trainer._prepare_inputs(trainer.data_collator(pairs))
 
 
 def log_probs_of(trainer: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,6 +195,7 @@ def log_probs_of(trainer: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
             labels=labels,
             use_cache=False,
             fused_lm_head=True,
+            **{key: batch[key] for key in (TREE,) if key in batch},
         )
     chosen, rejected = output.log_probs.float().sum(dim=1).chunk(2)
     return chosen, rejected

@@ -116,7 +116,7 @@ def prove(trainer: Any, done: Pass) -> Proof:
     trainer._metrics = {mode: defaultdict(list) for mode in logged}
     try:
         for indices in done.ends:
-            batch = batch_of(trainer, trainer.train_dataset, indices)
+            batch = batch_of(trainer, [trainer.train_dataset[index] for index in indices])
             with forward_of(trainer.model, training=True):
                 chosen, rejected = log_probs_of(trainer, batch)
                 margins.append(chosen - batch[COLUMNS[0]] - (rejected - batch[COLUMNS[1]]))

@@ -7,10 +7,11 @@ from typing import Any
 from trl import DPOConfig, DPOTrainer
 
 from toolkit.engine.base import model, oom
+from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.data import preparation
 from toolkit.engine.reference import proof
 from toolkit.engine.reference.first_step import FirstStep
-from toolkit.engine.train import stage
+from toolkit.engine.train import shared_prompts, stage
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.recipe.schema import Dpo
@@ -23,10 +24,12 @@ from toolkit.training.job import Job
 class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):
     """TRL's trainer on rows that masking.py has tokenised and cut; TRL itself accepts only text.
 
-    Runs a micro-batch in pieces where it does not fit. `reference` is what the report says of the reference pass.
+    Runs a micro-batch in pieces where it does not fit. `reference` is what the report says of the reference pass,
+    `shared_prompts` what it says of prompts that are run once (None: the recipe does not ask for it).
     """
 
     reference: dict[str, Any]
+    shared_prompts: dict[str, Any] | None = None
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -52,7 +55,10 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,
             recovery=oom.Recovery(job.run.path / EVENTS, console),
+            micro_batches=MicroBatches(job.plan.settings.tokens_per_micro_batch),
         )
+    if job.section.share_prompts:
+        trainer.shared_prompts = shared_prompts.establish(trainer, job.section.max_length, console)
     source = str(job.run.of(job.starts_from).adapter) if job.starts_from else recipe.model.path
     trainer.reference = proof.establish(trainer, source, job.section.precompute_ref_batch_size, console)
     trainer.add_callback(FirstStep(trainer))  # reads the log of step 1, whoever writes it

@@ -83,7 +83,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A resumed run draws for the order of a new epoch again, so there the state before that draw counts.
-        if args.gradient_accumulation_steps > 1 and not float(state.epoch or 0).is_integer():
+        if not float(state.epoch or 0).is_integer():
             self._random = RandomState()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Batches that can run in pieces: recovery from out-of-memory errors inside TRL's trainers.
+"""Batches that run in pieces: as many rows at once as a number of tokens allows, fewer after an out-of-memory error.
 
 A failed piece leaves nothing behind: gradients, RNG and TRL's metrics are put back, and the rows run again, half
 as many at once. The factor stays for the rest of the run. Optimizer, schedule, order of rows and effective batch
@@ -7,18 +7,18 @@ never learn of it.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.base import oom, recompute
+from toolkit.engine.base.micro_batches import MicroBatches, fed_tokens, row_tokens
 from toolkit.engine.base.random_state import RandomState
 from toolkit.errors import UserError
 
@@ -51,6 +51,7 @@ class Piece:
     """What came of rows that ran at once: their loss, what TRL logged of it, and what those averages are averages of
     (`metric_weights`; {} for all rows of a batch)."""
 
+    rows: list[dict[str, Any]]
     loss: torch.Tensor
     logged: dict[str, list[float]]
     weights: dict[str, float]
@@ -81,7 +82,8 @@ else:
 
 
 class OutOfMemoryRecovery(TrainerOfTRL):
-    """Mixin before TRL's SFTTrainer or DPOTrainer; its keyword `recovery` holds the state, `ran` what ran last.
+    """Mixin before TRL's SFTTrainer or DPOTrainer. Its keyword `recovery` holds the state, `micro_batches` says how a
+    batch is cut to begin with; `ran` is what ran last.
 
     While nothing happens a micro-batch costs a copy of the RNG states (10 kB) and, from the second of an
     accumulation window on, one addition over the LoRA gradients (168 MB in fp32 for 8B at r=16: about 0.5 ms on a
@@ -93,9 +95,15 @@ class OutOfMemoryRecovery(TrainerOfTRL):
     data_collator: Any
     _total_train_tokens: float
 
-    def __init__(self, *args: Any, recovery: oom.Recovery, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        recovery: oom.Recovery,
+        micro_batches: MicroBatches = MicroBatches(),  # noqa: B008 - frozen
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
-        self.recovery = recovery
+        self.recovery, self.micro_batches = recovery, micro_batches
         self.data_collator = KeepRows(self.data_collator)
         self.ran: deque[Ran] = deque(maxlen=MOST_RAN)
         self._share = 1.0
@@ -130,10 +138,9 @@ class OutOfMemoryRecovery(TrainerOfTRL):
             finally:
                 self._share = 1.0
 
-        losses = [piece.loss for piece in self._in_pieces("train", inputs, step)]
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        self.ran.append(Ran(self.state.global_step + 1, loss.detach(), inputs[ROWS].rows))
-        return loss
+        pieces = self._in_pieces("train", inputs, step)
+        self.ran += [Ran(self.state.global_step + 1, piece.loss.detach(), piece.rows) for piece in pieces]
+        return pieces[0].loss if len(pieces) == 1 else torch.stack([piece.loss for piece in pieces]).sum()
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
@@ -153,34 +160,41 @@ class OutOfMemoryRecovery(TrainerOfTRL):
         return torch.stack([piece.loss * (piece.weights[""] / total) for piece in pieces]).sum(), None, None
 
     def _in_pieces(self, mode: str, inputs: Any, step: Step) -> list[Piece]:
-        """Runs a batch at once, or the rows that are left in smaller pieces after each failure. TRL's log gets what the
-        whole batch would have logged."""
-        rows, done, start = inputs[ROWS].rows, [], 0
-        size = math.ceil(len(rows) / self.recovery.split[mode])
+        """Runs a batch piece by piece, what is left of it in smaller ones after each failure. TRL's log gets what the
+        whole batch would have logged. A signal is looked at between pieces."""
+        batch = inputs[ROWS].rows
+        rows, done = self.micro_batches.ordered(batch), list[Piece]()
+        total = cache(
+            lambda: metric_weights(inputs)[""]
+        )  # read from the device once, and not at all for one piece
         with ExitStack() as until_done:
-            while start < len(rows):
-                some = rows[start : start + size]
-                piece = self._run_piece(mode, inputs, some, step)
+            while rows:
+                size = self.micro_batches.first(rows, len(batch), self.recovery.split[mode])
+                if done and mode == "train":
+                    self.callback_handler.on_substep_end(self.args, self.state, self.control)
+                piece = self._run_piece(mode, inputs, rows[:size], total, step)
                 if not isinstance(piece, oom.OutOfMemory):
                     done.append(piece)
-                    start += len(some)
-                elif len(some) > 1:
-                    size = self._split_smaller(mode, piece, len(some), len(rows))
+                    rows = rows[size:]
+                elif size > 1:
+                    self._split_smaller(mode, piece, rows[:size], len(batch))
                 else:
-                    until_done.enter_context(self._more_layers_recompute(mode, piece, some[0]))
+                    until_done.enter_context(self._more_layers_recompute(mode, piece, rows[0]))
         merge_metrics(
             self._metrics[mode], [piece.logged for piece in done], [piece.weights for piece in done]
         )
         return done
 
-    def _run_piece(self, mode: str, inputs: Any, rows: list[Any], step: Step) -> Piece | oom.OutOfMemory:
+    def _run_piece(
+        self, mode: str, inputs: Any, rows: list[Any], total: Callable[[], float], step: Step
+    ) -> Piece | oom.OutOfMemory:
         """Runs these rows of the batch `inputs`; after OutOfMemory it is as if they had not been run."""
         is_all = len(rows) == len(inputs[ROWS].rows)
         batch = inputs if is_all else self.data_collator(rows)
         weights = {} if is_all else metric_weights(batch)
-        share = 1.0 if is_all else weights[""] / max(metric_weights(inputs)[""], 1)
+        share = 1.0 if is_all else weights[""] / max(total(), 1)
         loss, logged = self._undoable(mode, partial(step, dict(batch), share))
-        return loss if isinstance(loss, oom.OutOfMemory) else Piece(loss, logged, weights)
+        return loss if isinstance(loss, oom.OutOfMemory) else Piece(rows, loss, logged, weights)
 
     @cached_property
     def _trained(self) -> list[torch.nn.Parameter]:
@@ -209,14 +223,16 @@ class OutOfMemoryRecovery(TrainerOfTRL):
             _add_gradients(trained, before)
         return loss, logged
 
-    def _split_smaller(self, mode: str, failed: oom.OutOfMemory, failed_size: int, num_rows: int) -> int:
-        """Raises the factor until the pieces of a batch of `num_rows` are smaller than the one that failed. Returns
-        their size."""
+    def _split_smaller(
+        self, mode: str, failed: oom.OutOfMemory, rows: list[dict[str, Any]], num_rows: int
+    ) -> None:
+        """Raises the factor until fewer of these rows, which failed, of a batch of `num_rows` make a piece."""
         split = self.recovery.split
-        while (size := math.ceil(num_rows / split[mode])) >= failed_size:
+        while (size := self.micro_batches.first(rows, num_rows, split[mode])) >= len(rows):
             split[mode] *= 2
-        self._record(mode, failed, f"{mode} batches now run in pieces of {size}")
-        return size
+        tokens = self.micro_batches.tokens
+        now = f"{tokens // split[mode]:,} tokens" if tokens else f"{size}"
+        self._record(mode, failed, f"{mode} batches now run in pieces of {now}")
 
     def _more_layers_recompute(
         self, mode: str, failed: oom.OutOfMemory, row: dict[str, Any]
@@ -279,20 +295,6 @@ def merge_metrics(
         of_name = [weight.get(name, weight[""]) for weight in weights]
         total = sum(weight * piece[name][0] for weight, piece in zip(of_name, pieces, strict=True))
         log[name] = [*log[name], total / max(sum(of_name), 1)]
-
-
-def fed_tokens(row: dict[str, Any]) -> int:
-    """Tokens of a row that go through the model, padding left out; of a pair, both sequences."""
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
-
-
-def row_tokens(row: dict[str, Any]) -> int:
-    """Tokens of a row as it is trained; of a pair, those of its longer side."""
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
 def ids_of(row: dict[str, Any]) -> tuple[list[int], ...]:

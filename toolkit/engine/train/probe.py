@@ -16,8 +16,8 @@ import torch
 from transformers import TrainerCallback
 
 from toolkit.engine.base import recompute
+from toolkit.engine.base.micro_batches import row_tokens
 from toolkit.engine.base.random_state import RandomState
-from toolkit.engine.train import pieces
 from toolkit.hardware import GIB
 from toolkit.records import run_report as record
 
@@ -39,6 +39,7 @@ class Probe(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, started = self._trainer, time.perf_counter()
         rows = longest(trainer.train_dataset, args.per_device_train_batch_size)
+        rows = rows[: trainer.micro_batches.first(rows, len(rows))]
         recovery, num_events = trainer.recovery, len(trainer.recovery.events)
         with recovery.during("probe"), unchanged(trainer), self._ballast():
             run(trainer, rows)
@@ -52,7 +53,7 @@ class Probe(TrainerCallback):
         on_gpu = torch.cuda.is_available()
         self.measured = record.Probe(
             rows=len(rows),
-            tokens=sum(pieces.row_tokens(row) for row in rows),
+            tokens=sum(row_tokens(row) for row in rows),
             peak_gib=torch.cuda.max_memory_allocated() / GIB if on_gpu else None,
             planned_peak_gib=self._planned_gib,
             split_factor=recovery.split["train"],

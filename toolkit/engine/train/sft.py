@@ -8,6 +8,7 @@ from rich.console import Console
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from toolkit.engine.base import model, oom
+from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.data import preparation
 from toolkit.engine.train import stage
 from toolkit.engine.train.checkpoints import DurableCheckpoints
@@ -44,6 +45,7 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,
             recovery=oom.Recovery(job.run.path / EVENTS, job.console),
+            micro_batches=MicroBatches(job.plan.settings.tokens_per_micro_batch),
         )
 
 

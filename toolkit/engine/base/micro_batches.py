@@ -1,0 +1,65 @@
+"""What goes through the model at once: so many rows, or as many as stay within a number of tokens."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]  # {input_ids, labels} of a chat, {prompt_ids, chosen_ids, rejected_ids} of a pair
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How a batch is cut. `tokens` bounds a piece, padding included (None: the rows that the Trainer hands over);
+    `shares_prompts` says that the prompt of a pair is run once and nothing is padded."""
+
+    tokens: int | None = None
+    shares_prompts: bool = False
+
+    def ordered(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows in the order in which they are cut: longest first where tokens decide, so that little is padding."""
+        return sorted(rows, key=self._cost, reverse=True) if self.tokens else list(rows)
+
+    def first(self, rows: Sequence[Row], num_rows: int, split: int = 1) -> int:
+        """How many of the first of these ordered rows make the next piece of a batch of `num_rows`; at least one.
+
+        `split` is the factor by which pieces shrank since memory ran out.
+        """
+        if self.tokens is None:
+            return min(math.ceil(num_rows / split), len(rows))
+        tokens = self.tokens / split
+        if self.shares_prompts:
+            costs = itertools.accumulate(map(self._cost, rows))
+            fitting = sum(1 for _ in itertools.takewhile(lambda cost: cost <= tokens, costs))
+        else:
+            fitting = int(tokens // self._cost(rows[0]))
+        return max(1, min(fitting, len(rows)))
+
+    def _cost(self, row: Row) -> int:
+        if "input_ids" in row:
+            return len(row["input_ids"])
+        return sum(pair_lengths(row)) if self.shares_prompts else 2 * row_tokens(row)
+
+
+def pair_lengths(row: Row) -> tuple[int, int, int]:
+    """Tokens of prompt, chosen and rejected."""
+    return len(row["prompt_ids"]), len(row["chosen_ids"]), len(row["rejected_ids"])
+
+
+def row_tokens(row: Row) -> int:
+    """Tokens of a row as it is trained; of a pair, those of its longer side."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    prompt, chosen, rejected = pair_lengths(row)
+    return prompt + max(chosen, rejected)
+
+
+def fed_tokens(row: Row) -> int:
+    """Tokens of a row that are trained on or seen, padding left out; of a pair, both sequences."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    prompt, chosen, rejected = pair_lengths(row)
+    return 2 * prompt + chosen + rejected
