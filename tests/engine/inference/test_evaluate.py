@@ -286,11 +286,11 @@ def test_a_batch_that_does_not_fit_is_halved_to_the_same_numbers(
     expected = log_probs.pairs(loaded.model, pairs, pad)
     sizes, forward = [], log_probs.batch_sums
 
-    def small(model: Any, sequences: Any, pad_token_id: int) -> torch.Tensor:
+    def small(model: Any, sequences: Any, pad_token_id: int, *shared: Any) -> torch.Tensor:
         if len(sequences) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
         sizes.append(len(sequences))
-        return forward(model, sequences, pad_token_id)
+        return forward(model, sequences, pad_token_id, *shared)
 
     monkeypatch.setattr(log_probs, "batch_sums", small)
     found = log_probs.pairs(loaded.model, pairs, pad, recovery=oom.Recovery(tmp_path / EVENTS, console))

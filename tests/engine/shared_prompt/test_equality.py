@@ -1,5 +1,8 @@
 """Pairs whose prompt is run once are the pairs that TRL pads: log-probs, loss and gradients, in every family."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from tests.conftest import ROOT
 from toolkit.engine.shared_prompt import attention
 from toolkit.engine.shared_prompt.hooks import NotShared, SharedPrompts, TreeCollator
 from toolkit.engine.shared_prompt.tree import tree_of
@@ -161,3 +165,14 @@ def bottom_right(q: Any, k: Any, v: Any, tree: Any) -> torch.Tensor:
     assert tree.max_q == max((tree.cu_q[1:] - tree.cu_q[:-1]).tolist())
     assert tree.max_k == max((tree.cu_k[1:] - tree.cu_k[:-1]).tolist())
     return torch.cat(outs, dim=2)
+
+
+@pytest.mark.long
+def test_unsloths_forward_for_gpus_runs_a_tree_as_the_padded_pairs() -> None:
+    command = [sys.executable, "-m", "tests.engine.shared_prompt.cuda_path"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (said["calls"], said["kernel"]) == (said["layers"], "segments")
+    for layout in ("segments", "varlen layout"):
+        assert said[layout]["states"] < 1e-4 and said[layout]["gradients"] < 1e-5, said

@@ -197,9 +197,10 @@ def test_the_first_step_shows_no_margin_or_the_run_stops(
 ) -> None:
     """The proof runs its own batches; the step's are others, and differ by the noise of bf16 alone."""
     shown = dpo.report["reference"]["first_step"]
-    assert abs(shown["margin"]) < shown["margin_limit"] == pytest.approx(0.1)
+    assert abs(shown["margin"]) < shown["margin_limit"] <= 0.1
     assert shown["loss"] == pytest.approx(math.log(2), abs=0.01)
     monkeypatch.setattr(first_step, "LIMIT_HALF", -1.0)  # as if no margin at all were noise
+    monkeypatch.setattr(first_step, "LIMITS", {})
     with pytest.raises(
         UserError, match=r"the first DPO step shows a reward margin of .* \(expected: 0 and ln 2"
     ):

@@ -148,6 +148,8 @@ class _Measuring:
         rows.rejected_tokens = np.array([len(pair.rejected_ids) for pair in pairs], float)
         measured: dict[str, tuple[Floats, Floats]] = {}
         needed = {*models, reference}
+        if self.recipe.dpo and self.recipe.dpo.share_prompts:
+            log_probs.share_prompts(self.loaded.model, pairs, self.pad, self.console)
         for name in (name for name in MODELS if name in needed):
             with (
                 bar(self.console, f"{name}: {len(pairs):,} held-out pairs", 2 * len(pairs)) as advance,

@@ -7,9 +7,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 
 from toolkit.data.masking import IGNORE_INDEX, TokenizedPair
 from toolkit.engine.base import oom
+from toolkit.engine.shared_prompt import check
+from toolkit.engine.shared_prompt.hooks import TREE, NotShared, SharedPrompts, installed
+from toolkit.engine.shared_prompt.tree import Lengths, tree_of
 
 LOGIT_BYTES = 2**28  # logits that exist at one time: fp32 of a batch stays within 256 MiB
 
@@ -28,10 +32,52 @@ def pairs(
     advance: Callable[[int], None] = lambda count: None,
     recovery: oom.Recovery | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log pi(reply | prompt), summed over its tokens: (len(rows),) for chosen and for rejected, fp32 on the CPU."""
+    """log pi(reply | prompt), summed over its tokens: (len(rows),) for chosen and for rejected, fp32 on the CPU.
+
+    The prompt runs once for both where `share_prompts` let the model do so.
+    """
     replied = [(row.prompt_ids, reply) for row in rows for reply in (row.chosen_ids, row.rejected_ids)]
-    values = replies(model, replied, pad_token_id, advance, recovery)
-    return values[0::2], values[1::2]
+    if installed(model) is None:
+        values = replies(model, replied, pad_token_id, advance, recovery)
+        return values[0::2], values[1::2]
+    both = [_scored(*one) for one in replied]
+    items = list(zip(both[0::2], both[1::2], strict=True))
+    lengths = [(len(row.prompt_ids), len(row.chosen_ids), len(row.rejected_ids)) for row in rows]
+
+    def batch(indices: list[int]) -> torch.Tensor:
+        some = [items[index] for index in indices]
+        of_both = [side[0] for side in some] + [side[1] for side in some]
+        shared = [lengths[index] for index in indices]
+        return batch_sums(model, of_both, pad_token_id, shared).view(2, -1).T
+
+    chosen, rejected = _in_batches(model, items, batch, advance, recovery).T
+    return chosen, rejected
+
+
+def share_prompts(model: Any, rows: Sequence[TokenizedPair], pad_token_id: int, console: Console) -> None:
+    """Lets `pairs` of this model run each prompt once, where it can and some of the rows come out as they do padded."""
+    if not rows or installed(model):
+        return
+    lengths = [(len(row.prompt_ids), len(row.chosen_ids), len(row.rejected_ids)) for row in rows]
+    try:
+        sharing = SharedPrompts(model, max(p + max(c, r) for p, c, r in lengths))
+    except NotShared:
+        return
+
+    def values(some: list[TokenizedPair], is_shared: bool) -> torch.Tensor:
+        replied = [(row.prompt_ids, row.chosen_ids) for row in some] + [
+            (row.prompt_ids, row.rejected_ids) for row in some
+        ]
+        if is_shared:
+            return torch.cat(pairs(model, some, pad_token_id))
+        return replies(model, replied, pad_token_id)
+
+    found = check.compare([rows[index] for index in check.choose(lengths)], values, model.dtype)
+    if not found.holds:
+        sharing.remove()
+        console.print(
+            f"[yellow]prompts of pairs are run twice: shared, log-probs differ by {found.worst:.3g} nats[/]"
+        )
 
 
 def replies(
@@ -42,8 +88,7 @@ def replies(
     recovery: oom.Recovery | None = None,
 ) -> torch.Tensor:
     """log pi(reply | prompt) of any number of (prompt_ids, reply_ids): (len(replied),), fp32 on the CPU."""
-    scored = [Scored(prompt + reply, [IGNORE_INDEX] * len(prompt) + reply) for prompt, reply in replied]
-    return sums(model, scored, pad_token_id, advance, recovery)
+    return sums(model, [_scored(*one) for one in replied], pad_token_id, advance, recovery)
 
 
 def sums(
@@ -58,34 +103,58 @@ def sums(
     The longest come first. With `recovery` a batch that does not fit is halved; raises UserError when one sequence
     alone does not.
     """
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index].ids), reverse=True)
-    values = torch.zeros(len(sequences))
+
+    def batch(indices: list[int]) -> torch.Tensor:
+        return batch_sums(model, [sequences[index] for index in indices], pad_token_id)[:, None]
+
+    return _in_batches(model, [(one,) for one in sequences], batch, advance, recovery)[:, 0]
+
+
+def _scored(prompt: list[int], reply: list[int]) -> Scored:
+    return Scored(prompt + reply, [IGNORE_INDEX] * len(prompt) + reply)
+
+
+def _in_batches(
+    model: Any,
+    items: Sequence[tuple[Scored, ...]],
+    batch: Callable[[list[int]], torch.Tensor],
+    advance: Callable[[int], None],
+    recovery: oom.Recovery | None,
+) -> torch.Tensor:
+    """A row an item: what `batch` gives for their indices, longest first, as many as the logits have room for."""
+    lengths = [max(len(one.ids) for one in item) for item in items]
+    order = sorted(range(len(items)), key=lengths.__getitem__, reverse=True)
+    width = len(items[0]) if items else 1
+    values = torch.zeros(len(items), width)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     start, budget = 0, LOGIT_BYTES
     while start < len(order):
-        longest = len(sequences[order[start]].ids)
-        size = max(1, min(budget // (longest * vocabulary * 4), len(order) - start))
+        longest = lengths[order[start]]
+        bytes_of_item = width * longest * vocabulary * 4
+        size = max(1, min(budget // bytes_of_item, len(order) - start))
 
-        def batch(size: int, start: int = start) -> torch.Tensor:
-            chosen = [sequences[index] for index in order[start : start + size]]
-            return batch_sums(model, chosen, pad_token_id).cpu()
+        def of_first(size: int, start: int = start) -> torch.Tensor:
+            return batch(order[start : start + size]).cpu()
 
         if recovery is None:
-            result = batch(size)
+            result = of_first(size)
         else:
             result, fitting = recovery.halving(
-                "log-probs", size, batch, partial("a row of {} tokens".format, longest)
+                "log-probs", size, of_first, partial("a row of {} tokens".format, longest)
             )
             if fitting < size:
-                budget = fitting * longest * vocabulary * 4
+                budget = fitting * bytes_of_item
         values[order[start : start + len(result)]] = result
         start += len(result)
-        advance(len(result))
+        advance(width * len(result))
     return values
 
 
-def batch_sums(model: Any, sequences: Sequence[Scored], pad_token_id: int) -> torch.Tensor:
-    """The same for one right-padded batch: (len(sequences),), fp32."""
+def batch_sums(
+    model: Any, sequences: Sequence[Scored], pad_token_id: int, shared: Sequence[Lengths] | None = None
+) -> torch.Tensor:
+    """The same for one right-padded batch: (len(sequences),), fp32. `shared` are the lengths of pairs, whose chosen
+    sequences come first, then the rejected ones: their prompts run once."""
     width = max(len(sequence.ids) for sequence in sequences)
     ids = torch.full((len(sequences), width), pad_token_id)
     attention, is_scored = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
@@ -94,8 +163,11 @@ def batch_sums(model: Any, sequences: Sequence[Scored], pad_token_id: int) -> to
         attention[row, : len(tokens)] = 1
         is_scored[row, : len(tokens)] = torch.tensor(labels) != IGNORE_INDEX
     ids, attention, is_scored = (tensor.to(model.device) for tensor in (ids, attention, is_scored))
+    tree = {TREE: tree_of(shared, width)} if shared else {}
     with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
+        logits = (
+            model(input_ids=ids, attention_mask=attention, use_cache=False, **tree).logits[:, :-1].float()
+        )
     log_probs = logits.gather(2, ids[:, 1:, None]).squeeze(2) - logits.logsumexp(2)
     # not times 0: a NaN in the prompt is none in the reply
     sums: torch.Tensor = log_probs.where(is_scored[:, 1:], 0.0).sum(1)

@@ -42,6 +42,8 @@ def measure(
     trained = [name for name in others if name != BASE]
     held_out = preparation.held_out(recipe, section, stage.row_kind, loaded) if trained else None
     pairs = preparation.as_pairs(held_out or ())
+    if section.share_prompts:
+        log_probs.share_prompts(loaded.model, pairs, loaded.tokenizer.pad_token_id, console)
     expected = _margins(loaded, reference, pairs, console) if pairs else None
     measured: dict[str, dict[str, Any]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
     for name in others:

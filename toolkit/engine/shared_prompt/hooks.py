@@ -56,10 +56,18 @@ class SharedPrompts:
         reach(attention.varlen if has_varlen else attention.segments)
         self.num_layers, self.uses = config.num_hidden_layers, Uses()
         self._tree: Tree | None = None
-        decoder = _decoder(model)
-        decoder.register_forward_pre_hook(self._flatten, with_kwargs=True)
-        decoder.register_forward_hook(self._pad, with_kwargs=True)
-        decoder.shared_prompts = self
+        self._decoder = _decoder(model)
+        self._hooks = (
+            self._decoder.register_forward_pre_hook(self._flatten, with_kwargs=True),
+            self._decoder.register_forward_hook(self._pad, with_kwargs=True),
+        )
+        self._decoder.shared_prompts = self
+
+    def remove(self) -> None:
+        """The model runs no tree any more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._decoder.shared_prompts = None
 
     def _flatten(self, decoder: Any, args: Any, kwargs: Any) -> Any:
         self._tree = kwargs.pop(TREE, None)
