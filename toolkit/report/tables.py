@@ -7,17 +7,17 @@ from html import escape
 from typing import Any
 
 from toolkit.data.reasons import Reason
-from toolkit.records.comparison_report import AnswerMeasures
+from toolkit.records.comparison_report import Comparison
 from toolkit.records.data_report import DataReport, Rows
-from toolkit.records.evaluation_report import Measure, ModelMeasures
+from toolkit.records.evaluation_report import Measure
 from toolkit.records.run_report import RunReport
-from toolkit.report.run_record import RunRecord, is_of_other_weights
+from toolkit.report.measures import OF_HELD_OUT, Shown, answer_rows
+from toolkit.report.run_record import Others, RunRecord, is_of_other_weights
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
 SHOWN_GIB = 0.005  # what is less would read 0.00
 OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
 NOT_MEASURED = "Predicted. What was used is measured on a GPU only."
-SHARES = ("fraction", "accuracy", "rate")  # a measure of such a name lies between 0 and 1
 
 
 def number(value: Any, style: str) -> str | None:
@@ -125,50 +125,40 @@ def _places(places: Sequence[Any], count: int) -> str:
 def measures_section(record: RunRecord) -> str:
     """What compare and eval of the same recipe measured, one column a model, where they have run."""
     parts = []
-    for name, (report, written) in record.others.items():
-        models = {model: _measures(measures) for model, measures in (report.models or {}).items()}
-        names = dict.fromkeys(measure for measures in models.values() for measure in measures)
-        rows = [
-            [
-                escape(measure.replace("_", " ")),
-                *(_cell(measure, measures.get(measure)) for measures in models.values()),
-            ]
-            for measure in names
-        ]
+    for report, written in record.others.values():
+        title, rows = _measured(report)
         about = f"Of {written.day} {written:%b %Y, %H:%M} UTC" + (
             ": made before this run ended, so of other weights."
             if is_of_other_weights(written, record.manifest)
             else "."
         )
         if rows:
-            parts.append(
-                f'<h3>{name}</h3><p class="quiet">{about}</p>' + table(["", *map(escape, models)], rows)
-            )
+            head = ["", *map(escape, report.models or {})]
+            parts.append(f'<h3>{title}</h3><p class="quiet">{about}</p>' + table(head, rows))
     return f"<h2>The models measured</h2>{''.join(parts)}" if parts else ""
 
 
-def _measures(of_model: AnswerMeasures | ModelMeasures) -> dict[str, float | Measure]:
-    """Those that have a value."""
-    return {
-        name: found
-        for name, found in of_model.measures().items()
-        if not isinstance(found, Measure) or found.value is not None
-    }
+def _measured(report: Others) -> tuple[str, list[list[str]]]:
+    """Title and rows of a table, in the words of comparison.html and run_eval.py."""
+    models = report.models or {}
+    if isinstance(report, Comparison):
+        return "Their answers", [
+            [escape(label), *map(escape, cells)] for label, cells in answer_rows(report.models or {})
+        ]
+    rows = []
+    for name, how in OF_HELD_OUT.items():
+        found = [getattr(of_model, name, None) for of_model in models.values()]
+        if any(measure and measure.value is not None for measure in found):
+            rows.append([how.label, *(_cell(how, measure) for measure in found)])
+    return "Held-out rows, with 95% intervals", rows
 
 
-def _cell(name: str, found: float | Measure | None) -> str:
-    if isinstance(found, Measure):
-        about = []
-        if found.low is not None and found.high is not None:
-            about.append(f"{_written(name, found.low)} to {_written(name, found.high)}")
-        if found.num_rows is not None:
-            about.append(f"{found.num_rows:,} rows")
-        value = "-" if found.value is None else _written(name, found.value)
-        return f'{value}<br><span class="quiet">{", ".join(about)}</span>'
-    return "-" if found is None else _written(name, found)
-
-
-def _written(name: str, value: float) -> str:
-    if name.endswith(SHARES) and 0 <= value <= 1:
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+def _cell(how: Shown, found: Measure | None) -> str:
+    if found is None or found.value is None:
+        return "-"
+    about = []
+    if found.low is not None and found.high is not None:
+        about.append(f"{how.text(found.low)} to {how.text(found.high)}")
+    if found.num_rows is not None:
+        about.append(f"{found.num_rows:,} rows")
+    return f'{how.text(found.value)}<br><span class="quiet">{", ".join(about)}</span>'
