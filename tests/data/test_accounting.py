@@ -145,6 +145,11 @@ def test_the_table_shows_reasons_cuts_and_the_suggestion():
     assert "max_length 64 holds them all" in " ".join(text.split())
 
 
+def test_where_nothing_is_dropped_a_line_says_so():
+    shown = Accounting.of([chat(3, 2), chat(1, 1)]).shown(1024)
+    assert shown[0] == "2 of 2 rows used: nothing is dropped or cut" and len(shown) == 2
+
+
 @given(RESULTS, st.booleans())
 def test_the_state_survives_json(results, has_names):
     places = [("a.jsonl", i) if has_names else i for i in range(1, len(results) + 1)]
