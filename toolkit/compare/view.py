@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from time import monotonic
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from toolkit.console.panel import CTRL_C
-from toolkit.console.screen import is_live
+from toolkit.console.screen import is_live, live
 from toolkit.console.text import visible
 from toolkit.recipe.schema import Recipe
 from toolkit.records.comparison_report import AnswerMeasures
@@ -29,7 +27,7 @@ from toolkit.report.measures import answer_rows
 
 Row = dict[str, Any]
 NARROWEST = 22  # characters a column may have before models stand below each other
-REFRESH_SECONDS = 0.1
+DRAWN_PER_SECOND = 8
 
 
 # Markdown --------------------------------------------------------------------------------------------------
@@ -97,18 +95,17 @@ def streaming(
         yield lambda name, texts: None
         return
     heard: dict[str, Callable[[], dict[int, str]]] = dict.fromkeys(names, dict)
-    shown = 0.0
+    working = names[0]
 
     def hear(name: str, texts: Callable[[], dict[int, str]]) -> None:
-        nonlocal shown
-        heard[name] = texts
-        if monotonic() - shown >= REFRESH_SECONDS:
-            answers = {name: so_far() for name, so_far in heard.items()}
-            view = _view(prompts, answers, name, console)
-            live.update(Constrain(view, console.width - CTRL_C), refresh=True)
-            shown = monotonic()
+        nonlocal working
+        heard[name], working = texts, name
 
-    with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+    def draw() -> RenderableType:  # by another thread: Ctrl-C would tear it here, and leave a border behind
+        answers = {name: so_far() for name, so_far in heard.items()}
+        return Constrain(_view(prompts, answers, working, console), console.width - CTRL_C)
+
+    with live(console, draw, DRAWN_PER_SECOND):
         yield hear
 
 

@@ -14,8 +14,8 @@ h1 { font-size: 1.4rem; margin: .5rem 0 0; }
 h2 { font-size: 1.05rem; margin: 0; }
 p { margin: .25rem 0; }
 /* A table that is wider than its place scrolls; a shadow lies on the side where there is more of it. */
-.wide { overflow-x: auto; background: linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 100% local,
-  linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% local,
+.wide { overflow-x: auto; background: linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 120% local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 120% local,
   linear-gradient(to right, var(--shade), transparent) left / 1.2rem 100% scroll,
   linear-gradient(to left, var(--shade), transparent) right / 1.2rem 100% scroll; background-repeat: no-repeat; }
 """

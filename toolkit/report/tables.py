@@ -17,6 +17,12 @@ from toolkit.report.run_record import Others, RunRecord, is_of_other_weights
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
 SHOWN_GIB = 0.005  # what is less would read 0.00
 OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
+SETTINGS = {  # fields of `memory.phases.Settings` in a reader's words
+    "per_device_train_batch_size": "rows in a micro-batch",
+    "gradient_accumulation_steps": "micro-batches in a step",
+    "recompute_layers": "layers that recompute",
+    "loss_chunk_gib": "chunk of the loss, GiB",
+}
 NOT_MEASURED = "Predicted. What was used is measured on a GPU only."
 
 
@@ -63,7 +69,10 @@ def memory_section(report: RunReport) -> str:
     rows += [[f"<b>{name}</b>", f"<b>{gib}</b>"] for name, gib in totals]
     about = "What is there at the moment of the peak." if measured is not None else NOT_MEASURED
     settings = report.settings or {}
-    chosen = [[_words(name), number(value, "{:,}") or escape(str(value))] for name, value in settings.items()]
+    chosen = [
+        [SETTINGS.get(name) or _words(name), number(value, "{:,}") or escape(str(value))]
+        for name, value in settings.items()
+    ]
     return (
         f'<h2>Memory, planned and measured</h2><p class="quiet">{about}</p><div class="side">'
         f"<div>{table(['item', 'GiB'], rows + outside)}</div><div>{table(['setting', ''], chosen)}</div></div>"
