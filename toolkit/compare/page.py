@@ -120,7 +120,7 @@ def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasure
     }
     voted_on = json.dumps(
         [[row["messages"], row["answers"]] for row in prompts]
-    )  # votes outlive another measuring
+    )  # not what was measured of them
     content["id"] = hashlib.sha256(voted_on.encode()).hexdigest()[:16]
     script = "\n".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
     parts = [

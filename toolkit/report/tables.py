@@ -35,7 +35,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML already. Under a `head` all columns but the first are of numbers."""
 
     def cell(tag: str, place: int, html: str) -> str:
-        return f'<{tag} class="n">{html}</{tag}>' if place and head else f"<{tag}>{html}</{tag}>"
+        number, scope = ' class="n"' * bool(place and head), ' scope="col"' * (tag == "th")
+        return f"<{tag}{number}{scope}>{html}</{tag}>"
 
     lines = ["".join(cell("th", place, title) for place, title in enumerate(head))] if head else []
     lines += ["".join(cell("td", place, html) for place, html in enumerate(row)) for row in rows]
