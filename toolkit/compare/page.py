@@ -118,9 +118,8 @@ def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasure
         "measures": [[label, *cells] for label, cells in answer_rows(models)],
         "rows": [_row(row, names) for row in (*prompts, *questions)],
     }
-    voted_on = json.dumps(
-        [[row["messages"], row["answers"]] for row in prompts]
-    )  # not what was measured of them
+    # Votes are kept by what was voted on, whatever was measured of it.
+    voted_on = json.dumps([[row["messages"], row["answers"]] for row in prompts])
     content["id"] = hashlib.sha256(voted_on.encode()).hexdigest()[:16]
     script = "\n".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
     parts = [

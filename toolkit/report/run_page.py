@@ -42,7 +42,7 @@ code { font: .85em ui-monospace, monospace; background: var(--panel); padding: .
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem 1.25rem; }
 .charts > * { min-width: 0; }
 .charts > :first-child { grid-column: 1 / -1; }
-.charts summary { font-size: .9rem; color: var(--quiet); }
+.charts summary { font-size: .9rem; color: var(--quiet); } .charts .wide { max-height: 20rem; overflow: auto; }
 .zoom { display: flex; gap: .5rem; margin-bottom: 1rem; }
 .zoom button { font: inherit; font-size: .9rem; color: inherit; background: var(--panel); cursor: pointer;
   border: 1px solid var(--line); border-radius: .35rem; padding: .2rem .7rem; }
