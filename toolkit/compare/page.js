@@ -125,7 +125,7 @@ function answerCard(row, column) {
   if (twin >= 0) size.prepend(`same as ${label(row, twin)}, `);
   if (replaced !== null && twin < 0) {
     const at = order(row).indexOf(replaced);
-    size.prepend(make("span", { title: "so no differences are marked" }, `hardly a word of ${label(row, at)}, `));
+    size.prepend(make("span", { title: "so no differences are marked" }, `mostly other words than ${label(row, at)}, `));
   }
   if (correct) {
     const right = correct[model];

@@ -79,7 +79,7 @@ def calibration_lines(models: Models) -> list[str]:
             lines.append(
                 f"[bold]{NAMES[name]}'s margins[/]: confidence less accuracy {value} points \\[{low}, {high}]: {what}; "
                 f"margins that mean what they say stay below a calibration error of "
-                f"{100 * error.calibrated_high:.1f} % on {error.num_rows or 0:,} pairs"
+                f"{100 * error.calibrated_high:.1f}% on {error.num_rows or 0:,} pairs"
             )
     return lines
 
