@@ -101,6 +101,7 @@ def test_nothing_to_compare_names_the_commands(tmp_path: Path) -> None:
         "compare", "--recipe", "tiny", "--runs", tmp_path
     )
     assert "one prompt a line" in mistake("compare", "--recipe", "tiny", "--prompts", tmp_path / "none.txt")
+    assert "--questions goes with --prompts" in mistake("compare", "--recipe", "tiny", "--questions")
 
 
 def test_a_model_that_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
