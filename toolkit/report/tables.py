@@ -20,6 +20,7 @@ OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
 SETTINGS = {  # fields of `memory.phases.Settings` in a reader's words
     "per_device_train_batch_size": "rows in a micro-batch",
     "gradient_accumulation_steps": "micro-batches in a step",
+    "tokens_per_micro_batch": "tokens in a micro-batch, at most",
     "recompute_layers": "layers that recompute",
     "loss_chunk_gib": "chunk of the loss, GiB",
 }
@@ -73,6 +74,7 @@ def memory_section(report: RunReport) -> str:
     chosen = [
         [SETTINGS.get(name) or _words(name), number(value, "{:,}") or escape(str(value))]
         for name, value in settings.items()
+        if value is not None
     ]
     return (
         f'<h2>Memory, planned and measured</h2><p class="quiet">{about}</p><div class="side">'
