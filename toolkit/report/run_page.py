@@ -51,7 +51,8 @@ code { font: .85em ui-monospace, monospace; background: var(--panel); padding: .
 table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--quiet); }
-td.n, th.n { text-align: right; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+.wide + h3 { margin-top: 1.5rem; }
 .side { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem 2rem; }
 .side > * { min-width: 0; }
 article { margin: 0 0 1.25rem; }

@@ -138,39 +138,37 @@ def measures_section(record: RunRecord) -> str:
     """What compare and eval of the same recipe measured, one column a model, where they have run."""
     parts = []
     for report, written in record.others.values():
-        title, rows = _measured(report)
+        title, head, rows = _measured(report)
         about = f"Of {written.day} {written:%b %Y, %H:%M} UTC" + (
             ": made before this run ended, so of other weights."
             if is_of_other_weights(written, record.manifest)
             else "."
         )
         if rows:
-            head = ["", *map(escape, report.models or {})]
             parts.append(f'<h3>{title}</h3><p class="quiet">{about}</p>' + table(head, rows))
     return f"<h2>The models measured</h2>{''.join(parts)}" if parts else ""
 
 
-def _measured(report: Others) -> tuple[str, list[list[str]]]:
-    """Title and rows of a table, in the words of comparison.html and run_eval.py."""
-    models = report.models or {}
+def _measured(report: Others) -> tuple[str, list[str], list[list[str]]]:
+    """Title, head and rows of a table, in the words of comparison.html and run_eval.py."""
+    head = ["", *map(escape, report.models or {})]
     if isinstance(report, Comparison):
-        return "Their answers", [
-            [escape(label), *map(escape, cells)] for label, cells in answer_rows(report.models or {})
-        ]
+        shown = answer_rows(report.models or {})
+        return "Their answers", head, [[escape(label), *cells] for label, cells in shown]
     rows = []
     for name, how in OF_HELD_OUT.items():
-        found = [getattr(of_model, name, None) for of_model in models.values()]
-        if any(measure and measure.value is not None for measure in found):
-            rows.append([how.label, *(_cell(how, measure) for measure in found)])
-    return "Held-out rows, with 95% intervals", rows
+        found = [getattr(of_model, name, None) for of_model in (report.models or {}).values()]
+        known = [measure for measure in found if measure and measure.value is not None]
+        if known:
+            num_rows = max(measure.num_rows or 0 for measure in known)
+            rows.append([how.label, *(_cell(how, measure) for measure in found), f"{num_rows:,}"])
+    return "Held-out rows, with 95% intervals", [*head, "rows"], rows
 
 
 def _cell(how: Shown, found: Measure | None) -> str:
     if found is None or found.value is None:
         return "-"
-    about = []
-    if found.low is not None and found.high is not None:
-        about.append(f"{how.text(found.low)} to {how.text(found.high)}")
-    if found.num_rows is not None:
-        about.append(f"{found.num_rows:,} rows")
-    return f'{how.text(found.value)}<br><span class="quiet">{", ".join(about)}</span>'
+    value = how.text(found.value)
+    if found.low is None or found.high is None:
+        return value
+    return f'{value}<br><span class="quiet">{how.text(found.low)} to {how.text(found.high)}</span>'
