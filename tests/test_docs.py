@@ -64,6 +64,14 @@ def test_make_targets_and_requirement_files_exist() -> None:
             assert (ROOT / name).is_file()
 
 
+FILES = {  # of the reader's, which the commands name: the layout of a row
+    "my_rows.jsonl": '{"instruction": "What comes after %(number)d?", "output": "The one after %(number)d."}',
+    "tiny-votes.jsonl": '{"prompt": [{"role": "user", "content": "What comes after %(number)d?"}], '
+    '"chosen": [{"role": "assistant", "content": "The next one."}], '
+    '"rejected": [{"role": "assistant", "content": "No idea, %(number)d."}]}',
+}
+
+
 def runs_on_a_cpu(command: str) -> bool:
     """Without a network, a large model or anything to install, within the clone."""
     if command == "make run" or command == "python run_doctor.py":
@@ -93,9 +101,8 @@ def fresh_clone(folder: Path) -> Path:
 def test_the_commands_of_readme_and_docs_work_one_after_the_other_in_a_fresh_clone(tmp_path: Path) -> None:
     clone, kept = fresh_clone(tmp_path / "clone"), tmp_path / "kept"
     runs = clone / "runs"
-    samples = ROOT / "tests" / "samples"
-    shutil.copy(samples / "alpaca.jsonl", clone / "my_rows.jsonl")  # files of the reader's
-    shutil.copy(samples / "prompt_chosen_rejected.jsonl", clone / "tiny-votes.jsonl")
+    for name, layout in FILES.items():
+        (clone / name).write_text("".join(layout % {"number": number} + "\n" for number in range(32)))
     path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
     failed, done = [], set()

@@ -108,6 +108,26 @@ def test_the_figures_follow_the_scheme_and_zoom_together(tmp_path: Path, browser
     page.context.close()
 
 
+def test_a_table_wider_than_a_phone_scrolls_by_itself_and_keeps_its_labels(
+    tmp_path: Path, browser: Any
+) -> None:
+    run = make_run(tmp_path, "sft", 0)
+    measured = {"value": 0.875, "low": 0.8, "high": 0.925, "num_rows": 1234}
+    models = {name: {"likelihood_accuracy": measured} for name in ("base", "sft", "dpo", "dpo-beta02")}
+    write_json(run.of("eval").report, {"models": models})
+    assert run_page.write(run)
+    seen = look_at(browser, run.page, 0, 390)
+    left, moved, shade = seen.page.evaluate("""() => {
+        const table = document.querySelector(".wide table").parentElement;
+        table.scrollLeft = 100;
+        const label = [...table.querySelectorAll("td")].find((cell) => cell.textContent === "accuracy by likelihood");
+        return [label.getBoundingClientRect().left - table.getBoundingClientRect().left, table.scrollLeft,
+            getComputedStyle(table).backgroundImage];
+    }""")
+    assert seen.overflow <= 0 and (left, moved) == (0, 100) and "gradient" in shade
+    seen.page.context.close()
+
+
 def touch(page: Any, kind: str, *points: tuple[float, float]) -> None:
     fingers = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(points)]
     page.touching.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
