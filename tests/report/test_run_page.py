@@ -30,6 +30,44 @@ MANIFEST = {
 }  # fmt: skip
 
 
+PROVED = {
+    "reference": {
+        "pairs": 1200,
+        "reused": 64,
+        "seconds": 9.0,
+        "first_step": {"loss": 0.6932, "margin": 0.0004, "margin_limit": 0.1},
+    },
+    "shared_prompts": {
+        **{"kernel": "segments", "pairs": 16, "median": 1e-6, "worst": 2e-6, "median_noise": 1e-6},
+        **{"worst_noise": 3e-6, "least": 0.02, "attention_calls": 64, "expected_calls": 64},
+    },
+}
+
+
+def test_the_page_says_what_was_proved_before_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "dpo", 4)
+    write_json(run.report, PROVED)
+    page = run_page.page(record_of(run))
+    for said in (
+        "1,200 pairs, 64 of them found on disk",
+        "0.6932 (ln 2 = 0.6931), 0.0004 (at most 0.1)",
+        "1.0e-06 nats in the median, 2.0e-06 at most, on 16 pairs",
+        "64 of 64",
+    ):
+        assert said in page
+    write_json(run.report, {"shared_prompts": {"off": "its attention <caps> logits"}})
+    page = run_page.page(record_of(run))
+    assert "prompts are run twice, once a reply" in page and "&lt;caps&gt;" in page
+    run.report.unlink()
+    assert "Proved before training" not in run_page.page(record_of(run))
+
+
+def record_of(run: RunDir) -> run_record.RunRecord:
+    record = run_record.read(run)
+    assert record is not None
+    return record
+
+
 def make_run(root: Path, stage: str, num_steps: int, **facts: Any) -> RunDir:
     """A run as it would lie on disk, with logs of `num_steps` steps."""
     run = RunDir(root, "big", stage)

@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.files import write_text
 from toolkit.records.record import read_object
 from toolkit.records.run_report import Answers
-from toolkit.report import curves, figures, run_record
+from toolkit.report import curves, figures, proofs, run_record
 from toolkit.report.headline import headline, tiles
 from toolkit.report.html import document
 from toolkit.report.run_record import RunRecord
@@ -104,6 +104,7 @@ def page(record: RunRecord, earlier: str = "") -> str:
             _curves(record, charts, series, drawn.divs, marks),
             _answers(record),
             measures_section(record),
+            proofs.section(record.report),
             memory_section(record.report),
             data_section(record.data),
             _made(record),
