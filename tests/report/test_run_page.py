@@ -31,6 +31,7 @@ MANIFEST = {
 
 
 PROVED = {
+    "outcome": "finished",
     "reference": {
         "pairs": 1200,
         "reused": 64,
@@ -55,7 +56,7 @@ def test_the_page_says_what_was_proved_before_training(tmp_path: Path) -> None:
         "64 of 64",
     ):
         assert said in page
-    write_json(run.report, {"shared_prompts": {"off": "its attention <caps> logits"}})
+    write_json(run.report, {"outcome": "finished", "shared_prompts": {"off": "its attention <caps> logits"}})
     page = run_page.page(record_of(run))
     assert "prompts are run twice, once a reply" in page and "&lt;caps&gt;" in page
     run.report.unlink()

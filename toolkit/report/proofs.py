@@ -1,4 +1,4 @@
-"""What a DPO run proved before it trained, as a table: its reference is the policy, its shared prompts are the pairs."""
+"""What a DPO run proved before it trained: its reference is the policy, its shared prompts are the pairs."""
 
 from __future__ import annotations
 

@@ -25,8 +25,9 @@ BEFORE = "before"  # the name of the starting adapter beside the trained one, "d
 def compare(job: Job, loaded: model.LoadedModel, starting_adapter: Path | None) -> Answers:
     """Writes answers.jsonl: {prompt, before, after}, each answer {text, num_tokens, ended}.
 
-    Greedy, so that a difference is the model's; in one batch, because they are only looked at. Returns what report.json says of it: whose answers those are,
-    the seconds, or in `note` why there are none: whatever goes wrong here, the trained adapter is already saved.
+    Greedy, so that a difference is the model's; in one batch, because they are only looked at. Returns what report.json
+    says of it: whose answers those are, the seconds, or in `note` why there are none: whatever goes wrong here, the
+    trained adapter is already saved.
     """
     started = time.perf_counter()
     note = None
