@@ -12,10 +12,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_architecture import ORDER, PACKAGES
+from toolkit.cards import CARDS
 from toolkit.data.reasons import Reason
 from toolkit.data.rows import recognise, to_item
 from toolkit.data.schemas import SCHEMAS
-from toolkit.hardware import CARDS
 from toolkit.recipe.stages import RowKind
 
 DOCS = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}

@@ -8,12 +8,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from toolkit import env, hardware, process
+from toolkit import cards, command, env, hardware, process
 from toolkit.console.plan_view import show_plan
 from toolkit.console.screen import Screen, Steady, bar
 from toolkit.console.text import Terminal
@@ -26,6 +25,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.records.run_report import RunReport
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
+from toolkit.run.start import on_the_model_itself
 from toolkit.training.job import Job
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -41,19 +41,7 @@ NO_MEMORY = (
 def options(doc: str, needs_recipe: bool = True) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--recipe", required=needs_recipe, metavar="NAME", help="a name in recipes/, or a path to a YAML"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="override a value of the recipe, e.g. dpo.beta=0.2; may be given again",
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are written"
-    )
+    command.add_options(parser, needs_recipe)
     parser.add_argument(
         "--quiet",
         action="store_true",
@@ -78,11 +66,26 @@ def stage_options(doc: str) -> argparse.ArgumentParser:
         metavar="N",
         help="show N rows of each kind token by token, what is trained and what is masked, and stop (default 2)",
     )
+    parser.add_argument(
+        "--name", type=_label, metavar="LABEL", help="train a variant of the stage beside it, e.g. beta02"
+    )
+    parser.add_argument(
+        "--from",
+        dest="from_",
+        metavar="ADAPTER",
+        help="continue this adapter: a variant's name, a folder, or base for the model itself",
+    )
     parser.add_argument("--fresh", action="store_true", help="move a finished run aside and start again")
     parser.add_argument(
         "--if-present", action="store_true", help="do nothing when the recipe lacks this stage"
     )
     return parser
+
+
+def _label(text: str) -> str:
+    if not stages.LABEL.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: letters, digits and dashes between them, e.g. beta02")
+    return text
 
 
 def _positive(text: str) -> int:
@@ -107,24 +110,28 @@ def start(stage: str, doc: str) -> Job | None:
         console.print(f"recipe {escape(recipe.name)} has no {stage} stage: nothing to do")
         return None
     recipe.section(stage)  # raises when there is none
-    run = RunDir(arguments.runs, recipe.name, stage)
+    if arguments.from_ == stages.BASE:
+        recipe = on_the_model_itself(recipe, stage)
+    run = RunDir(arguments.runs, recipe.name, stages.variant(stage, arguments.name))
     if arguments.preview:
         _preview(recipe, run, arguments.preview, console)
         return None
     machine = hardware.here()
-    job = Job(recipe, _plan(recipe, run, machine, arguments), run, console, arguments.fresh)
+    plan = _plan(recipe, run, machine, arguments)
+    job = Job(recipe, plan, run, console, arguments.fresh, arguments.from_)
     if arguments.plan:
         _show(job, arguments.json)
         return None
     if job.is_finished():
         console.print(
-            f"{stage} of {escape(recipe.name)} is finished: {escape(str(run.adapter))}; --fresh moves it aside and "
-            "starts again"
+            f"{run.name} of {escape(recipe.name)} is finished: {escape(str(run.adapter))}; --fresh moves it aside and "
+            "starts again, --name trains another beside it"
         )
         return None
-    run.starting_adapter(job.starts_from)  # a missing one is said before torch is loaded
-    process.prepare(recipe, machine, console, job.problems(), job.plan.settings.loss_chunk_gib)
-    show_plan(recipe, job.plan, console)
+    problems = [*_of_start(job), *job.problems()]
+    process.prepare(recipe, machine, console, problems, job.plan.settings.loss_chunk_gib)
+    show_plan(recipe, plan, run.name, console, _facts(job))
+    _warn(job)
     return job
 
 
@@ -142,18 +149,57 @@ def _preview(recipe: Recipe, run: RunDir, num: int, console: Console) -> None:
 def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: argparse.Namespace) -> Plan:
     """For the card that is named, the one here, or, only to be shown, the one that the recipe is made for."""
     named = arguments.gpu or (recipe.gpu if arguments.plan and machine.card is None else None)
-    card = hardware.card(named) if named else machine.card
+    card = cards.card(named) if named else machine.card
     kept = {} if arguments.fresh or arguments.gpu else run.settings()
     return plan_stage(recipe, run.stage, card, machine.ram_gib, kept)
 
 
+def _of_start(job: Job) -> list[str]:
+    """What is wrong with the adapter that the stage continues."""
+    try:
+        if job.start:
+            job.start.check(job.recipe)
+    except UserError as error:
+        return list(error.problems)
+    return []
+
+
 def _show(job: Job, as_json: bool) -> None:
+    """The plan, and whatever would keep it from running that can be known without torch."""
+    problems = job.problems()
+    if job.start and job.start.is_there():
+        problems += _of_start(job)
+    try:
+        step = job.begins_at_step()
+    except UserError as error:
+        step, problems = 0, [*error.problems, *problems]
     if as_json:
-        Steady(sys.stdout).write(json.dumps(job.plan.to_dict(), indent=2) + "\n")
+        shown = job.plan.to_dict() | {"begins_at_step": step}
+        Steady(sys.stdout).write(json.dumps(shown, indent=2) + "\n")
     else:
-        show_plan(job.recipe, job.plan, job.console)
-    if problem := job.plan.problem(job.recipe.name):
-        raise UserError(problem)
+        begins = (
+            "is finished: --fresh begins again"
+            if step is None
+            else f"after step {step:,}"
+            if step
+            else "anew"
+        )
+        show_plan(job.recipe, job.plan, job.run.name, job.console, [*_facts(job), ("begins", begins)])
+        _warn(job)
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+
+
+def _facts(job: Job) -> list[tuple[str, str]]:
+    """What the plan says of the run beside its memory."""
+    if job.start is None:
+        return []
+    return [("continues", f"{job.start.folder}{'' if job.start.is_there() else ', which is not there yet'}")]
+
+
+def _warn(job: Job) -> None:
+    if short := job.short_for_warmup():
+        job.console.print(f"[yellow]{escape(short)}[/]")
 
 
 @contextmanager
@@ -167,7 +213,7 @@ def finish(report: RunReport, job: Job) -> None:
     """The last lines of a stage."""
     loss = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}" if report.loss_first else ""
     job.console.print(
-        f"[bold green]{report.stage} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
+        f"[bold green]{job.run.name} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
         f"{loss}; adapter in {escape(str(job.run.adapter))}"
     )
 

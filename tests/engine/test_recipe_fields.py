@@ -21,6 +21,7 @@ from rich.console import Console
 
 from tests.conftest import ROOT
 from toolkit import hardware
+from toolkit.cards import CARDS
 from toolkit.compare.answer_measures import matches
 from toolkit.compare.view import comparison_markdown
 from toolkit.data import sets
@@ -28,7 +29,6 @@ from toolkit.data.prompts import read_prompts, read_questions
 from toolkit.env import ALLOCATOR_VARIABLES
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
-from toolkit.hardware import CARDS
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe.fields import declared, key_of, sections_in
 from toolkit.recipe.load import load

@@ -6,9 +6,9 @@ from typing import Annotated
 import pytest
 
 from tests.conftest import ROOT
+from toolkit.cards import CARDS
 from toolkit.data import sets
 from toolkit.errors import UserError
-from toolkit.hardware import CARDS
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.document import markdown
@@ -182,6 +182,7 @@ def test_a_field_without_a_role_or_with_an_unexplained_default_does_not_load() -
 # Beside these, which say something of few models and sets, a shipped recipe writes every key.
 SELDOM = {
     *("model.trust_remote_code", "model.architecture.head_dim", "model.architecture.tie_word_embeddings"),
+    "model.architecture.max_position_embeddings",
     *("name", "data_dir", "split", "revision", "schema", "filter", "top_k", "rows", "weight"),
 }
 

@@ -154,7 +154,7 @@ def test_a_manifest_that_is_deleted_in_mid_run_is_one_message(run: RunDir) -> No
 def test_a_finished_adapter_that_is_not_what_was_saved_is_not_used(run: RunDir) -> None:
     finish(run, seed=1)
     (run.adapter / WEIGHTS).write_text("weightz")
-    for ask in (lambda: run.is_finished({"seed": 1}), lambda: run.of("dpo").starting_adapter("sft")):
+    for ask in (lambda: run.is_finished({"seed": 1}), run.check_adapter):
         with pytest.raises(UserError, match=f"is damaged: {WEIGHTS} is not what was written"):
             ask()
 

@@ -39,7 +39,6 @@ LEGEND = (
     "[dim]loss: nats an assistant token. accuracy: held-out pairs whose chosen reply is preferred, by DPO's implicit "
     "reward or by log-likelihood a token. margin: how much more chosen gets than rejected.[/]"
 )
-NAMES = {"base": "base", **{stage.name: stage.label for stage in stages.STAGES.values()}}
 WIDE = 110  # columns from which a value and its interval stand in one line
 
 
@@ -68,7 +67,7 @@ def difference_lines(paired: Mapping[str, Mapping[str, PairedMeasure]]) -> list[
     """One line a measure: which stage changed what by how much, or that no difference is shown."""
     lines = []
     for pair, measures in paired.items():
-        one, other = (NAMES[name] for name in pair.split("_vs_"))
+        one, other = map(stages.title, pair.split("_vs_"))
         for name, found in measures.items():
             if name in MEASURES:
                 lines.append(f"[bold]{one} over {other}[/]: {MEASURES[name].label} {_said(name, found)}")
@@ -88,8 +87,8 @@ def calibration_lines(models: Models) -> list[str]:
             shown = _known(found.low) and _known(found.high) and not found.low <= 0 <= found.high
             what = ("overconfident" if found.value > 0 else "underconfident") if shown else "neither shown"
             lines.append(
-                f"[bold]{NAMES[name]}'s margins[/]: confidence less accuracy {value} points \\[{low}, {high}]: {what}; "
-                f"margins that mean what they say stay below a calibration error of "
+                f"[bold]{stages.title(name)}'s margins[/]: confidence less accuracy {value} points "
+                f"\\[{low}, {high}]: {what}; margins that mean what they say stay below a calibration error of "
                 f"{100 * error.calibrated_high:.1f} % on {error.num_rows or 0:,} pairs"
             )
     return lines
@@ -150,7 +149,7 @@ def _table(title: str, models: Models, rows: list[Line], console: Console) -> Ta
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for name in models:
-        table.add_column(NAMES[name], justify="right", no_wrap=True)
+        table.add_column(stages.title(name), justify="right", no_wrap=True)
     table.add_column("rows", justify="right", style="dim")
     apart = " " if console.width >= WIDE else "\n"
     for label, cells in rows:

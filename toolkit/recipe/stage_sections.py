@@ -213,7 +213,7 @@ class Dpo(StageSection):
     beta: Annotated[
         PositiveFloat,
         shapes_weights(
-            "how strongly the policy is held to its reference", "Rafailov et al. 2023, appendix B", "model"
+            "how strongly the policy is held to its reference", "Rafailov et al. 2023, appendix B"
         ),
     ] = 0.1
     label_smoothing: Annotated[

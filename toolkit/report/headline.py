@@ -19,11 +19,16 @@ def headline(record: RunRecord) -> str:
     said = f'<p class="reason">{escape(str(reason))}</p>' if reason else ""
     command = f"<code>python {escape(manifest.command or '')}</code>"
     return (
-        f"<h1>{stages.of(record.run.stage).title} of {escape(record.run.recipe)}</h1>"
+        f"<h1>{stages.of(record.run.name).title} of {escape(record.run.recipe)}{_label(record)}</h1>"
         f'<p class="quiet">{escape(_when(record))} · {escape(_device(record))}</p>'
         f'<div class="outcome {record.outcome}"><p><b>{record.outcome.capitalize()}</b> {escape(_how_far(record))}</p>'
         f'{said}<p class="quiet">{escape(_next(record))}<br>{command}</p></div>'
     )
+
+
+def _label(record: RunRecord) -> str:
+    label = stages.label_of(record.run.name)
+    return f": {escape(label)}" if label else ""
 
 
 def _how_far(record: RunRecord) -> str:

@@ -100,7 +100,7 @@ def page(record: RunRecord) -> str:
             drawn.script,
         ]
     )
-    return document(f"{record.run.stage} · {record.run.recipe} · {record.outcome}", body, STYLE, scripts=True)
+    return document(f"{record.run.name} · {record.run.recipe} · {record.outcome}", body, STYLE, scripts=True)
 
 
 def _marks(record: RunRecord) -> list[tuple[int, str]]:

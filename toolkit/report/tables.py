@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from toolkit.data.reasons import Reason
+from toolkit.memory.listing import listing
 from toolkit.records.comparison_report import AnswerMeasures
 from toolkit.records.data_report import DataReport, Rows
 from toolkit.records.evaluation_report import Measure, ModelMeasures
@@ -14,8 +15,6 @@ from toolkit.records.run_report import RunReport
 from toolkit.report.run_record import RunRecord, is_of_other_weights
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
-SHOWN_GIB = 0.005  # what is less would read 0.00
-OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
 NOT_MEASURED = "Predicted. What was used is measured on a GPU only."
 SHARES = ("fraction", "accuracy", "rate")  # a measure of such a name lies between 0 and 1
 
@@ -51,9 +50,9 @@ def memory_section(report: RunReport) -> str:
     if not planned:
         return ""
     measured, probe = report.measured_peak_gib, report.probe
-    shown = {name: [_words(name), f"{gib:.2f}"] for name, gib in items.items() if gib >= SHOWN_GIB}
-    rows = [cells for name, cells in shown.items() if name not in OUTSIDE]
-    outside = [[f"beside it: {cells[0]}", cells[1]] for name in OUTSIDE if (cells := shown.get(name))]
+    listed = listing(items)
+    rows = [[_words(name), gib] for name, gib in listed.inside]
+    outside = [[f"beside it: {_words(name)}", gib] for name, gib in listed.outside]
     totals = [("planned peak", f"{planned:.2f}")]
     if probe and probe.peak_gib is not None:
         totals.append(("measured by the probe, longest rows together", f"{probe.peak_gib:.2f}"))

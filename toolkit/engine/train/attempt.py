@@ -27,7 +27,7 @@ from toolkit.training.job import Job
 def begin(job: Job) -> Path | None:
     """Makes the run directory what it is to be, and says in it how the run is made. Returns where it goes on."""
     run, console = job.run, job.console
-    moved = run.start(job.recipe.trajectory(job.stage.name), job.fresh)
+    moved = run.start(job.trajectory(), job.fresh)
     runlog.LOG.open(run.log, console)
     if moved:
         console.print(f"[dim]the run that was there is now {escape(str(moved))}[/]")
