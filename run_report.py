@@ -8,8 +8,6 @@ Writes runs/<recipe>/<name>/report.html: one file that opens without network.
 
 import sys
 
-from rich.markup import escape
-
 from toolkit import cli, command
 from toolkit.console.screen import Steady
 from toolkit.console.text import Terminal
@@ -31,9 +29,9 @@ def main() -> None:
             f"`{command.propose(first.name, recipe.name)}` first, or name where the runs are with --runs DIR"
         )
     for note in dict.fromkeys(notes):  # those of compare and eval are read for every stage
-        console.print(note, style="yellow", markup=False, soft_wrap=True)
+        console.print(note, style="yellow", markup=False)
     for page in pages:
-        console.print(f"[bold green]report[/] {escape(str(page))}", soft_wrap=True)
+        cli.result(console, "report", f" {page}")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_a_recipe_for_a_gpu_is_not_begun_without_one(tmp_path: Path) -> None:
         (("--recipe", "tyni"), "did you mean tiny"),
         (("--recipe", "tiny", "--set", "dpo.bta=1", "--set", "seed=x"), "did you mean 'beta'"),
         (("--recipe", "tiny", "--set", "dpo=null"), "recipe tiny has no dpo stage"),
-        (("--recipe", "tiny"), "run `python run_sft.py --recipe tiny` first"),
+        (("--recipe", "tiny"), "run_sft.py --recipe tiny` first"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(
@@ -97,9 +97,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
 
 
 def test_nothing_to_compare_names_the_commands(tmp_path: Path) -> None:
-    assert "run `python run_sft.py --recipe tiny`" in mistake(
-        "compare", "--recipe", "tiny", "--runs", tmp_path
-    )
+    assert "run_sft.py --recipe tiny --runs" in mistake("compare", "--recipe", "tiny", "--runs", tmp_path)
     assert "one prompt a line" in mistake("compare", "--recipe", "tiny", "--prompts", tmp_path / "none.txt")
 
 
@@ -151,7 +149,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("run_sft.py --recipe tiny --plan --json >&- 2>&-", 0),
         ("run_sft.py --recipe tyni --plan >&- 2>&-", 2),
         ("run_sft.py --recipe tiny --plan", 0),
-        ("run_sft.py --recipe tiny --runs /nowhere/[/b] --plan", 0),
+        ("run_sft.py --recipe tiny --runs nowhere/[/b] --plan", 0),
         ("run_report.py --recipe tiny --runs /nowhere/[/b]", 2),
         ("run_sft.py --recipe tiny --set 'sft.datasets.0.path=/nowhere/[/b]'", 2),
         ("run_sft.py --recipe tiny --set 'sft.datasets.0.filter=\"[/b] == 1\"'", 2),
@@ -166,7 +164,7 @@ def test_no_shell_gets_a_traceback(command: str, code: int) -> None:
 
 
 def test_brackets_in_a_path_are_shown_as_they_are() -> None:
-    assert "[/b]/tiny/sft" in mistake("report", "--recipe", "tiny", "--runs", "/nowhere/[red]x[/b]")
+    assert "x[/b]/tiny" in mistake("report", "--recipe", "tiny", "--runs", "/nowhere/[red]x[/b]")
 
 
 def test_memory_that_runs_out_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:

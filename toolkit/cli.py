@@ -11,12 +11,14 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from toolkit import cards, command, env, hardware, process
 from toolkit.console.plan_view import show_plan
 from toolkit.console.screen import Screen, Steady, bar
 from toolkit.console.text import Terminal
 from toolkit.data import sets
+from toolkit.doctor import examine
 from toolkit.errors import Interrupted, UserError
 from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe import stages
@@ -140,6 +142,8 @@ def _preview(recipe: Recipe, run: RunDir, num: int, console: Console) -> None:
     stage = stages.of(run.stage)
     if problems := sets.problems(recipe, recipe.section(stage.name), stage.row_kind):
         raise UserError(*problems)
+    if problems := examine.out_of_reach(recipe, stage):
+        raise UserError(*problems)
     env.prepare(recipe.memory.alloc_conf, use_gpu=False)
     from toolkit.engine.data import examples  # transformers brings torch along: only once it is asked for
 
@@ -209,8 +213,18 @@ def importing(console: Console) -> Iterator[None]:
         yield
 
 
+def result(console: Console, done: str, text: str) -> None:
+    """The last line of a script: what is done, and what may be data."""
+    console.print(f"[bold green]{done}[/]{escape(text)}")
+
+
 def finish(report: RunReport, job: Job) -> None:
     """The last lines of a stage."""
+    if report.loss_first and report.loss_last and report.loss_last > report.loss_first:
+        job.console.print(
+            f"[yellow]the loss is higher at the end, {report.loss_last:.4f}, than at the first step, "
+            f"{report.loss_first:.4f}: look at its curve before the adapter is used[/]"
+        )
     loss = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}" if report.loss_first else ""
     job.console.print(
         f"[bold green]{job.run.name} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
@@ -225,8 +239,7 @@ def _errors() -> Console:
 def _say(*problems: str) -> None:
     console = _errors()
     for problem in problems:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(problem, markup=False, soft_wrap=True)
+        console.print(Text.assemble(("error:", "bold red"), " ", problem))
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
@@ -259,7 +272,6 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(EXIT_USER)
         if runlog.LOG.path:
             _errors().print(
-                f"[bold red]an internal error;[/] what led to it is in {escape(str(runlog.LOG.path))}",
-                soft_wrap=True,
+                f"[bold red]an internal error;[/] what led to it is in {escape(str(runlog.LOG.path))}"
             )
         raise

@@ -36,6 +36,21 @@ def test_a_stage_starts_from_the_first_that_the_recipe_has(monkeypatch: pytest.M
     assert [stage.name for stage in load("tiny").stages()] == ["sft", "dpo"]
 
 
+def test_a_variant_is_named_after_its_stage() -> None:
+    assert [stages.variant("dpo", label) for label in (None, "beta02")] == ["dpo", "dpo-beta02"]
+    assert stages.of("dpo-beta02") is stages.of("dpo") and stages.label_of("dpo-beta02") == "beta02"
+    assert [stages.title(name) for name in ("base", "sft", "dpo-x-2")] == ["base", "SFT", "DPO x-2"]
+    assert stages.in_order(["dpo-a", "sft-b", "dpo", "base", "sft"]) == [
+        "base",
+        "sft-b",
+        "sft",
+        "dpo-a",
+        "dpo",
+    ]
+    moved_aside, others = "dpo-x.20260101-120000", ("compare", "dpo-", "dpo-a_b", "dpo-.", "eval.unfinished")
+    assert not any(map(stages.is_variant, (moved_aside, *others)))
+
+
 def test_a_job_knows_its_row() -> None:
     run = RunDir(Path("runs"), "tiny", "dpo")
     job = Job(load("tiny"), plan_stage(load("tiny"), "dpo", None, 16), run, Console(quiet=True))

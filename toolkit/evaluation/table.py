@@ -56,11 +56,11 @@ def show_evaluation(report: Evaluation, console: Console) -> None:
     if sources:
         console.print(_table("by source", models, sources, console))
     for line in (*difference_lines(report.paired or {}), *calibration_lines(models)):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     for what, reason in (report.left_out or {}).items():
-        console.print(f"[yellow]{escape(what)} is left out:[/] {escape(reason)}", soft_wrap=True)
+        console.print(f"[yellow]{escape(what)} is left out:[/] {escape(reason)}")
     for note in report.notes or []:
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+        console.print(f"[yellow]{escape(note)}[/]")
 
 
 def difference_lines(paired: Mapping[str, Mapping[str, PairedMeasure]]) -> list[str]:

@@ -21,14 +21,14 @@ from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
-from toolkit.run import changes
-from toolkit.run.locking import locked
+from toolkit.run import changes, locking
 from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import MARK, damage, put_in_place, seal
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
 FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
 PARITY = "parity.json"
+OTHER_FOLDER = "--out DIR"
 
 # Names of llama.cpp's quantisations and their numbers there (include/llama.h, enum llama_ftype).
 QUANTS = {
@@ -140,13 +140,18 @@ class Wanted:
             return f"holds files that are none of the export's: {', '.join(others[:6])}"
         return None
 
+    def problems(self) -> list[str]:
+        """Why nothing could be built now: another process makes it, or the disk or its rights forbid it."""
+        problem = locking.problem(self.folder, OTHER_FOLDER)
+        return [problem] if problem else []
+
     @contextmanager
     def building(self) -> Iterator[None]:
         """An empty folder under the temporary name, gone again after the block; nobody else makes this export in it.
 
         Raises UserError where another process does, or nothing can be written.
         """
-        with locked(self.folder, "--out DIR"):
+        with locking.locked(self.folder, OTHER_FOLDER):
             ours = re.compile(rf"\.{re.escape(self.folder.name)}\.\d+(\.old)?\.tmp")
             for left in filter(lambda path: ours.fullmatch(path.name), self.folder.parent.iterdir()):
                 shutil.rmtree(left, ignore_errors=True)  # of a process that was killed

@@ -50,7 +50,9 @@ def _find(name_or_path: str) -> Path:
             )
         if path.is_file():
             return path.absolute()
-        raise UserError(f"no recipe file {name_or_path} (looked in {Path.cwd()})")
+        near = difflib.get_close_matches(path.stem, names(), n=1, cutoff=0.6)
+        hint = f"; did you mean the shipped recipe, --recipe {near[0]}?" if near else ""
+        raise UserError(f"no recipe file {path.absolute()}{hint}")
     path = RECIPES / f"{name_or_path}.yaml"
     if path.is_file():
         return path

@@ -6,9 +6,9 @@ import difflib
 import io
 import itertools
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -20,6 +20,7 @@ from toolkit.errors import UserError
 MAX_CHARACTERS = 2**20
 MAX_VALUES = 100_000  # of a recipe: an alias of aliases multiplies what it names
 MAX_DEPTH = 200  # of brackets
+MOST_NEAR = 3  # keys that may have been meant
 MOST_SHOWN = 80  # characters of a value that is wrong
 
 
@@ -159,7 +160,7 @@ def override(raw: Any, text: str, schema: type[BaseModel]) -> str | None:
         elif not last and key not in node:
             known = _keys_at(keys[:depth], schema)
             if key not in known or not _section_at(keys[: depth + 1], schema):
-                return f"--set {text}: {here} has no key {key!r}{_near(key, known)}"
+                return f"--set {text}: {here} has no key {key!r}{_near(key, known, schema)}"
             node[key] = {}
         if last:
             node[key] = value
@@ -168,9 +169,35 @@ def override(raw: Any, text: str, schema: type[BaseModel]) -> str | None:
     return None
 
 
-def _near(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+def _near(key: str, known: list[str], schema: type[BaseModel]) -> str:
+    """What was meant: an abbreviation (lr), a misspelling, the key of another section, or a word of a key."""
+    paths = list(_paths(schema))
+    near = (
+        [name for name in known if _initials(name) == key]
+        or [path for path in paths if _initials(path.rpartition(".")[2]) == key]
+        or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        or [path for path in paths if path.rpartition(".")[2] == key]
+        or [name for name in known if key in name.split("_")]
+        or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    )
+    meant = " or ".join(map(repr, near[:MOST_NEAR]))
+    return f"; did you mean {meant}?" if near else f"; known keys: {', '.join(known)}"
+
+
+def _initials(key: str) -> str:
+    """lr of learning_rate; "" of a single word."""
+    words = [word for word in key.split("_") if word]
+    return "".join(word[0] for word in words) if len(words) > 1 else ""
+
+
+def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted paths of all keys, those of lists under the position 0."""
+    for name, field in section.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        yield path
+        for inner in _models_in(field.annotation):
+            at = ".0" if get_origin(field.annotation) is tuple else ""
+            yield from _paths(inner, f"{path}{at}.")
 
 
 def explain(
@@ -183,9 +210,10 @@ def explain(
 ) -> list[str]:
     """One line a problem, in the order of the file; the missing keys of a section share theirs.
 
-    `values` is what was validated, `raw` the same with line numbers.
+    `values` is what was validated, `raw` the same with line numbers. A problem that the file alone does not have is
+    one of the overrides that touch it.
     """
-    overridden = {override.partition("=")[0] for override in overrides}
+    of_file = _problems(schema, plain(read(file), file)) if overrides else set()
     missing: dict[tuple[Any, ...], list[str]] = {}
     found: dict[tuple[Any, ...], list[str]] = {}
     for problem in error.errors(include_url=False):
@@ -196,8 +224,10 @@ def explain(
             found.setdefault(loc, []).append(_what(problem, loc, schema))
     lines = []
     for loc, whats in found.items():
-        line, dotted = _line(raw, loc), ".".join(map(str, loc)) or "recipe"
-        where = f"--set {dotted}" if dotted in overridden else f"{file.name}:{line}: {dotted}"
+        line, dotted = _line(raw, loc), ".".join(map(str, loc))
+        where = f"{file.name}:{line}: {dotted or 'recipe'}"
+        if overrides and not any((loc, what) in of_file for what in whats):
+            where = _of_overrides(dotted, overrides)
         lines.append((line, f"{where}: {'; or: '.join(whats)}"))
     for loc, keys in missing.items():
         line, section = _line(raw, loc), ".".join(map(str, loc)) or "the recipe"
@@ -205,6 +235,28 @@ def explain(
             (line, f"{file.name}:{line}: {section} lacks {', '.join(keys)}: there is no default for that")
         )
     return [text for _, text in sorted(lines, key=lambda item: item[0])]
+
+
+def _problems(schema: type[BaseModel], values: Any) -> set[tuple[tuple[Any, ...], str]]:
+    """Where the values alone are wrong, and how."""
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        return {
+            (loc, _what(problem, loc, schema)) for problem in found for loc in [_keys_of(problem, values)]
+        }
+    return set()
+
+
+def _of_overrides(dotted: str, overrides: Sequence[str]) -> str:
+    """The overrides of a value, or of what is around or in it; all of them for what several values are wrong in."""
+    paths = [override.partition("=")[0] for override in overrides]
+    if dotted in paths:
+        return f"--set {dotted}"
+    touching = [path for path in paths if dotted.startswith(f"{path}.") or path.startswith(f"{dotted}.")]
+    named = f"--set {' '.join(dict.fromkeys(touching or paths))}"
+    return f"{named}: {dotted}" if dotted else named
 
 
 def _keys_of(problem: Any, values: Any) -> tuple[str | int, ...]:
@@ -229,7 +281,7 @@ def _holds(values: Any, key: str | int) -> bool:
 def _what(problem: Any, loc: tuple[Any, ...], schema: type[BaseModel]) -> str:
     got = problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"unknown key{_near(str(loc[-1]), _keys_at(loc[:-1], schema))}"
+        return f"unknown key{_near(str(loc[-1]), _keys_at(loc[:-1], schema), schema)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return message if isinstance(got, (dict, list)) else f"got {_short(got)}: {message}"
 

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import UserError
 from toolkit.files import write_text
 from toolkit.records.record import read_object
 from toolkit.records.run_report import Answers
@@ -77,7 +78,10 @@ def write(run: RunDir, notes: list[str] | None = None) -> Path | None:
         return None
     if notes is not None:
         notes += record.notes
-    write_text(run.page, page(record))
+    try:
+        write_text(run.page, page(record))
+    except OSError as error:
+        raise UserError(f"cannot write {run.page}: {error.strerror}") from None
     return run.page
 
 

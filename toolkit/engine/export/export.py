@@ -82,7 +82,7 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
             wanted, licence, measured, file.name if file else None, notes, _data_licences(wanted)
         )
         for note in notes:
-            console.print(note, style="yellow", markup=False, soft_wrap=True)
+            console.print(note, style="yellow", markup=False)
         write_text(wanted.temporary / "README.md", card)
         wanted.keep(verified=measured is not None)
     say(wanted, measured, console)

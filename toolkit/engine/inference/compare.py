@@ -179,8 +179,7 @@ def _say_what_is_unmeasured(models: dict[str, AnswerMeasures], console: Console)
             console.print(
                 f"[yellow]compare.measures.{own} is not measured for {name}:[/] its regular expression takes more than "
                 f"{answer_measures.LONGEST_SEARCH_SECONDS:.0f} s over the answers; write it without a quantifier "
-                "inside a quantifier",
-                soft_wrap=True,
+                "inside a quantifier"
             )
 
 

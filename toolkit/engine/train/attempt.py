@@ -92,7 +92,7 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
     try:
         if unfinished:
             run_record.unfinished_report(job.run, known(job) | unfinished).write(job.run.report)
-        job.console.print(f"[dim]report: {escape(str(run_page.write(job.run)))}[/]", soft_wrap=True)
+        job.console.print(f"[dim]report: {escape(str(run_page.write(job.run)))}[/]")
     except (Exception, KeyboardInterrupt) as error:  # how the run ended stands already
         job.console.print(
             f"[yellow]{escape(str(job.run.page))} is not written ({escape(repr(error))}); run_report.py writes it[/]"

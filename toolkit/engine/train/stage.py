@@ -85,6 +85,7 @@ def _train(
     _check_rows(trainer.train_dataset, prepared.train, rows["train"])
     trajectory, conditions = job.trajectory(), run.conditions()
     trainer.made = Made(trajectory=trajectory, conditions=conditions)
+    trainer.divergence = section.divergence
     trainer.remove_callback(PrinterCallback)
     watching = Callbacks.of(job, trainer, checkpoint, stop, started)
     for callback in watching.in_order():
