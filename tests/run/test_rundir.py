@@ -199,6 +199,8 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(run: RunDir) -> 
     with run.locked():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert f"in use by process {os.getpid()} on {socket.gethostname()}" in done.stderr
+        assert f"in use by process {os.getpid()} on" in run.problems()[0], "before anything heavy is loaded"
+    assert run.problems() == []
     assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
@@ -215,6 +217,8 @@ def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
     try:
         with pytest.raises(UserError, match="Read-only file system; choose --runs DIR"):
             RunDir(tmp_path, "tiny", "sft").locked().__enter__()
+        [problem] = RunDir(tmp_path, "tiny", "sft").problems()
+        assert problem == f"cannot write to {tmp_path}/tiny/sft: Read-only file system; choose --runs DIR"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
