@@ -36,7 +36,7 @@ def test_another_beta_beside_the_first(dpo: Stage, beta02: Stage) -> None:
     found = candidates.reference(recipe, run.of("compare"), models)
     assert found and found.folder == run.of("sft").adapter
 
-    words = argparse.Namespace(models="dpo-beta02,dpo,base", tasks=None, tasks_path=None, limit=None)
+    words = argparse.Namespace(models="dpo,dpo-beta02,base", tasks=None, tasks_path=None, limit=None)
     words.no_chat_template = False
     chosen = scope.choose(recipe, run.of("eval"), words)
     assert chosen.models == ("base", "dpo", "dpo-beta02")
