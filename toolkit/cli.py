@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from rich.markup import escape
 from rich.text import Text
 
 from toolkit import cards, command, env, hardware, process
-from toolkit.console.plan_view import show_plan
 from toolkit.console.screen import Screen, Steady, bar
 from toolkit.console.text import Terminal
 from toolkit.data import sets
@@ -28,6 +26,7 @@ from toolkit.records.run_report import RunReport
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
 from toolkit.run.start import on_the_model_itself
+from toolkit.training import preflight
 from toolkit.training.job import Job
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -122,7 +121,7 @@ def start(stage: str, doc: str) -> Job | None:
     plan = _plan(recipe, run, machine, arguments)
     job = Job(recipe, plan, run, console, arguments.fresh, arguments.from_)
     if arguments.plan:
-        _show(job, arguments.json)
+        preflight.show_and_check(job, arguments.json)
         return None
     if job.is_finished():
         console.print(
@@ -130,10 +129,9 @@ def start(stage: str, doc: str) -> Job | None:
             "starts again, --name trains another beside it"
         )
         return None
-    problems = [*_of_start(job), *job.problems()]
+    problems = [*preflight.of_start(job), *job.problems()]
     process.prepare(recipe, machine, console, problems, job.plan.settings.loss_chunk_gib)
-    show_plan(recipe, plan, run.name, console, _facts(job))
-    _warn(job)
+    preflight.show(job)
     return job
 
 
@@ -156,54 +154,6 @@ def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: ar
     card = cards.card(named) if named else machine.card
     kept = {} if arguments.fresh or arguments.gpu else run.settings()
     return plan_stage(recipe, run.stage, card, machine.ram_gib, kept)
-
-
-def _of_start(job: Job) -> list[str]:
-    """What is wrong with the adapter that the stage continues."""
-    try:
-        if job.start:
-            job.start.check(job.recipe)
-    except UserError as error:
-        return list(error.problems)
-    return []
-
-
-def _show(job: Job, as_json: bool) -> None:
-    """The plan, and whatever would keep it from running that can be known without torch."""
-    problems = job.problems()
-    if job.start and job.start.is_there():
-        problems += _of_start(job)
-    try:
-        step = job.begins_at_step()
-    except UserError as error:
-        step, problems = 0, [*error.problems, *problems]
-    if as_json:
-        shown = job.plan.to_dict() | {"begins_at_step": step}
-        Steady(sys.stdout).write(json.dumps(shown, indent=2) + "\n")
-    else:
-        begins = (
-            "is finished: --fresh begins again"
-            if step is None
-            else f"after step {step:,}"
-            if step
-            else "anew"
-        )
-        show_plan(job.recipe, job.plan, job.run.name, job.console, [*_facts(job), ("begins", begins)])
-        _warn(job)
-    if problems:
-        raise UserError(*dict.fromkeys(problems))
-
-
-def _facts(job: Job) -> list[tuple[str, str]]:
-    """What the plan says of the run beside its memory."""
-    if job.start is None:
-        return []
-    return [("continues", f"{job.start.folder}{'' if job.start.is_there() else ', which is not there yet'}")]
-
-
-def _warn(job: Job) -> None:
-    if short := job.short_for_warmup():
-        job.console.print(f"[yellow]{escape(short)}[/]")
 
 
 @contextmanager

@@ -64,7 +64,10 @@ HELD_OUT = {
 }
 
 # A field that acts in a whole run alone, and the test that changes it there.
+LEAVES = "tests/engine/train/test_finite.py::test_a_loss_out_of_its_range_ends_the_run"
 IN_A_RUN = {
+    "divergence.factor": LEAVES,
+    "divergence.patience": LEAVES,
     "save_minutes": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
     "save_within_seconds": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
 }

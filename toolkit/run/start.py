@@ -77,8 +77,10 @@ class Start:
             )
         before.check_adapter()
         now, decides = marked(recipe.trajectory(self.name)), recipe.what_decides()
-        fields = [path for path in now if self._is_before(path) or decides.get(path) == "model"]
-        if changed := changes.between(mark.trajectory or now, now, fields):
+        known = mark.trajectory or now  # of another version it may lack a key
+        shared = (path for path in now if path in known)
+        fields = [path for path in shared if self._is_before(path) or decides.get(path) == "model"]
+        if changed := changes.between(known, now, fields):
             raise UserError(
                 f"{this} continues {before.adapter}, which was trained otherwise than the recipe says now: give the "
                 f"same --set as then, or train it beside that one with `{command.propose(self.name, recipe.name)} "
