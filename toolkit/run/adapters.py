@@ -116,11 +116,11 @@ def tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _there_are(recipe: Recipe, run: RunDir) -> str:
-    others = ", ".join(run.finished())
-    stage = stages.of(run.name).name
-    if stages.label_of(run.name) and others:
-        return f"there are {others}"
-    return f"run `{command.propose(stage, recipe.name)}` first"
+    """What to take instead, or the command that makes it."""
+    label, others = stages.label_of(run.name), run.finished()
+    if label and others:
+        return f"there are {', '.join(others)}"
+    return f"run `{command.propose(run.stage, recipe.name, *(['--name', label] if label else []))}` first"
 
 
 def _unknown(run: RunDir, name: str, path: Path) -> str:
