@@ -65,6 +65,11 @@ def test_what_was_named_is_recorded_with_its_own_values(dpo: RunDir) -> None:
     assert start.on_the_model_itself(RECIPE, "dpo").trajectory("dpo")["sft"] is None
 
 
+def test_other_held_out_rows_of_sft_are_no_other_sft(dpo: RunDir) -> None:
+    recipe = load("tiny", ("sft.eval_datasets.0.rows=24", "dpo.beta=0.3", "seed=1"))
+    assert start.of(recipe, dpo).check(recipe) == []  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("change", ["sft.max_rows=5", "template.end_of_turn=x"])
 def test_an_sft_of_other_values_is_refused_with_both_ways_out(dpo: RunDir, change: str) -> None:
     recipe = load("tiny", (change,))

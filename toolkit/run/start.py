@@ -78,7 +78,7 @@ class Start:
         before.check_adapter()
         now, decides = marked(recipe.trajectory(self.name)), recipe.what_decides()
         known = mark.trajectory or now  # of another version it may lack a key
-        shared = (path for path in now if path in known)
+        shared = (path for path in now if path in known and decides.get(path) != "held_out")
         fields = [path for path in shared if self._is_before(path) or decides.get(path) == "model"]
         if changed := changes.between(known, now, fields):
             raise UserError(
