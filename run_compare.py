@@ -2,6 +2,7 @@
 
     python run_compare.py --recipe tiny
     python run_compare.py --recipe llama31_8b --prompts my_prompts.jsonl
+    python run_compare.py --recipe llama31_8b --prompts my_prompts.jsonl --questions
     python run_compare.py --recipe tiny --models base,sft,dpo,dpo-beta02
     python run_compare.py --recipe tiny --models base,dpo,runs/tiny/dpo/checkpoints/checkpoint-80
     python run_compare.py --recipe llama31_8b --set compare.do_sample=true --set seed=2
@@ -26,7 +27,14 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompts", metavar="FILE", help="one a line, or rows of a .jsonl; - is stdin")
     what.add_argument("--chat", action="store_true", help="talk with all the models at the terminal")
+    parser.add_argument(
+        "--questions",
+        action="store_true",
+        help="with --prompts: also the recipe's held-out questions and pairs, which are asked without it",
+    )
     arguments = parser.parse_args()
+    if arguments.questions and not arguments.prompts:
+        parser.error("--questions goes with --prompts")
     recipe = load(arguments.recipe, tuple(arguments.set))
     console = Screen(quiet=arguments.quiet and not arguments.chat)
     run = RunDir(arguments.runs, recipe.name, "compare")
@@ -42,7 +50,8 @@ def main() -> None:
     if arguments.chat:
         chat.run(recipe, run, models, console)
         return
-    compare.run(recipe, run, models, prompts, console)
+    held_out = arguments.prompts is None or arguments.questions
+    compare.run(recipe, run, models, prompts, console, held_out)
     cli.result(console, "compared", f"; see {run.path / 'comparison.html'}")
 
 

@@ -102,6 +102,7 @@ def test_nothing_to_compare_names_the_commands(tmp_path: Path) -> None:
     assert "run_sft.py --recipe tiny --runs" in mistake("compare", "--recipe", "tiny", "--runs", tmp_path)
     said = mistake("compare", "--recipe", "tiny", "--prompts", tmp_path / "none.txt")
     assert f"there is no such file as {tmp_path}/none.txt" in said and "one prompt a line" in said
+    assert "--questions goes with --prompts" in mistake("compare", "--recipe", "tiny", "--questions")
 
 
 def test_a_model_that_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_the_table_shows_values_with_their_intervals_and_rows() -> None:
     report = summary(rows(), MODELS, SEED)
     found = plain(report)["models"]["dpo"]["preference_accuracy"]
     text = shown(report)
-    assert f"100.0 % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" in text
+    assert f"100.0% [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" in text
     line = next(line for line in text.splitlines() if line.startswith("accuracy by reward"))
     assert line.split()[3:5] == ["-", "-"] and line.split()[-1] == "40"
     assert "letters" in text and "[?]" in text

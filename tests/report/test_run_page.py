@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.in_browser import look_at, wait_until
 from toolkit.errors import UserError
 from toolkit.files import write_json
-from toolkit.report import run_page, run_record
+from toolkit.report import curves, figures, run_page, run_record
 from toolkit.run.rundir import RunDir
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror=alert(1)>'
@@ -109,6 +109,97 @@ def test_the_figures_follow_the_scheme_and_zoom_together(tmp_path: Path, browser
     page.context.close()
 
 
+def test_a_table_wider_than_a_phone_scrolls_by_itself_and_keeps_its_labels(
+    tmp_path: Path, browser: Any
+) -> None:
+    run = make_run(tmp_path, "sft", 0)
+    measured = {"value": 0.875, "low": 0.8, "high": 0.925, "num_rows": 1234}
+    models = {name: {"likelihood_accuracy": measured} for name in ("base", "sft", "dpo", "dpo-beta02")}
+    write_json(run.of("eval").report, {"models": models})
+    assert run_page.write(run)
+    seen = look_at(browser, run.page, 0, 390)
+    left, moved, shade = seen.page.evaluate("""() => {
+        const table = document.querySelector(".wide table").parentElement;
+        table.scrollLeft = 100;
+        const label = [...table.querySelectorAll("td")].find((cell) => cell.textContent === "accuracy by likelihood");
+        return [label.getBoundingClientRect().left - table.getBoundingClientRect().left, table.scrollLeft,
+            getComputedStyle(table).backgroundImage];
+    }""")
+    assert seen.overflow <= 0 and (left, moved) == (0, 100) and "gradient" in shade
+    seen.page.context.close()
+
+
+def touch(page: Any, kind: str, *points: tuple[float, float]) -> None:
+    fingers = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(points)]
+    page.touching.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+    page.wait_for_timeout(20)
+
+
+def test_two_fingers_or_a_button_zoom_and_one_finger_scrolls(tmp_path: Path, browser: Any) -> None:
+    run = make_run(tmp_path, "sft", 20)
+    assert run_page.write(run)
+    seen = look_at(browser, run.page, 5, 390, has_touch=True, is_mobile=True)
+    page = seen.page
+    page.touching = page.context.new_cdp_session(page)
+    steps = """() => { const { start, end } = [...Bokeh.documents[0].all_models]
+        .find((model) => model.type === "Figure").x_range; return end - start; }"""
+    whole = page.evaluate(steps)
+    figure = page.locator(".charts [role=img]").first
+    assert "from 0.7" in figure.get_attribute("aria-label")
+    figure.scroll_into_view_if_needed()
+    box = figure.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    touch(page, "touchStart", (x - 30, y), (x + 30, y))
+    for apart in range(30, 90, 10):
+        touch(page, "touchMove", (x - apart, y), (x + apart, y))
+    touch(page, "touchEnd")
+    wait_until(page, f"() => ({steps})() < {0.9 * whole}")
+    page.locator("[data-zoom='0']").tap()
+    wait_until(page, f"() => ({steps})() === {whole}")
+    page.locator("[data-zoom='.5']").tap()
+    wait_until(page, f"() => ({steps})() === {whole / 2}")
+    page.locator("[data-zoom='2']").tap()
+    page.locator("[data-zoom='2']").tap()  # there is no more than all
+    wait_until(page, f"() => ({steps})() === {whole}")
+
+    figure.scroll_into_view_if_needed()
+    before = page.evaluate("scrollY")
+    touch(page, "touchStart", (x, y))
+    for up in range(0, 200, 20):
+        touch(page, "touchMove", (x, y - up))
+    touch(page, "touchEnd")
+    wait_until(page, f"() => scrollY > {before} + 50")
+    assert page.evaluate(steps) == whole
+    page.context.close()
+
+
+def test_figures_have_titles_with_units_and_shares_their_whole_axis() -> None:
+    from bokeh.models import Range1d
+
+    series = run_record.Series([1, 2], [0.5, 0.6])
+    for chart in (*curves.CHARTS.values(), *curves.OPTIMIZER, curves.MEMORY):
+        plot = figures._figure(chart, {curve.key: series for curve in chart.curves}, Range1d(0, 3), [])
+        assert plot.xaxis.axis_label == "optimizer step" and plot.yaxis.axis_label == chart.axis != ""
+        if chart.is_share:
+            assert (round(plot.y_range.start, 1), round(plot.y_range.end, 1)) == (0, 1)
+
+
+def test_a_page_written_again_draws_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, drawn = make_run(tmp_path, "sft", 30), list[int]()
+    draw = figures._drawn
+    monkeypatch.setattr(figures, "_drawn", lambda *of: drawn.append(1) or draw(*of))  # type: ignore[func-returns-value]
+    first = text_of(run)
+    write_json(run.of("compare").report, {"models": {"base": {"ended_fraction": 0.25}}})
+    again = text_of(run)
+    assert len(drawn) == 1 and "ended by itself" in again and "25.0%" in again
+    assert first.count("<!--") == again.count("<!--") > 0
+    with run.metrics.open("a") as stream:
+        stream.write('\n{"step": 31, "loss": 0.1}\n')
+    text_of(run)
+    assert len(drawn) == 2
+
+
 def test_each_outcome_says_what_happened_and_what_the_same_command_does(tmp_path: Path) -> None:
     finished = text_of(make_run(tmp_path / "finished", "sft", 5))
     assert "Finished" in finished and "--fresh moves this run aside" in finished.replace("it ", "")
@@ -174,6 +265,7 @@ def test_answers_rows_and_measures_are_shown_and_escaped(tmp_path: Path) -> None
         run.of("compare").report, {"models": {"base": {"ended_fraction": 0.25}, "dpo": {"by_source": {}}}}
     )
     page = text_of(run)
+    assert "preference_accuracy" not in page and "ended fraction" not in page
     assert "<img" not in page and "&lt;/script&gt;" in page
     for shown in (
         "Ünïcödé",
@@ -184,7 +276,10 @@ def test_answers_rows_and_measures_are_shown_and_escaped(tmp_path: Path) -> None
         "a reply of the assistant is empty",
         "rows 7, 9, ...",
         "87.5%",
-        "80.0% to 92.5%, 1,234 rows",
+        "80.0% to 92.5%",
+        ">1,234<",
+        "accuracy by reward",
+        "ended by itself",
         "25.0%",
     ):
         assert shown in page, shown

@@ -94,9 +94,15 @@ class Screen(Terminal):
         quiet = self.quiet
         self.quiet = quiet and not first.startswith(LOUD)
         try:
-            super().print(*objects, **options)
+            with self._undisturbed():
+                super().print(*objects, **options)
         finally:
             self.quiet = quiet
+
+    def _undisturbed(self) -> contextlib.AbstractContextManager[Any]:
+        """Keeps a live display from drawing meanwhile: between a line's movements of the cursor and the line itself a
+        frame of another height would leave a border behind."""
+        return self._live_stack[0]._lock if self._live_stack else contextlib.nullcontext()
 
     def _log(self, objects: tuple[Any, ...], options: dict[str, Any], is_text: bool, warns: bool) -> None:
         with self._plain.capture() as captured:

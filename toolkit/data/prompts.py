@@ -85,9 +85,16 @@ def read_questions(recipe: Recipe) -> list[dict[str, Any]]:
 
 def is_correct(text: str, question: dict[str, Any]) -> bool:
     """Whether one of the accepted answers occurs in the text as whole words, whatever the case."""
-    return any(
-        re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in accepted(question)
-    )
+    return bool(places(text, accepted(question)))
+
+
+def places(text: str, expected: Iterable[str]) -> list[tuple[int, int]]:
+    """[first, end) of each accepted answer in the text, by character."""
+    return [
+        found.span()
+        for answer in expected
+        for found in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
+    ]
 
 
 def accepted(question: dict[str, Any]) -> list[str]:

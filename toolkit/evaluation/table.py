@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,30 +11,19 @@ from rich.table import Table
 
 from toolkit.recipe import stages
 from toolkit.records.evaluation_report import Evaluation, Measure, ModelMeasures, PairedMeasure, TaskMeasure
+from toolkit.report.measures import OF_HELD_OUT, Shown
 
 Models = Mapping[str, ModelMeasures]
 
-
-class Shown(NamedTuple):
-    """How a measure is shown. `better` is the sign of an improvement, 0 where neither direction is one."""
-
-    label: str
-    unit: str
-    better: int
-
-
 # A line of a table: its label, and how the measure of each model is shown.
 Line = tuple[str, Sequence[tuple[Shown, Measure | TaskMeasure | None]]]
-MEASURES = {
-    "loss": Shown("held-out loss", "", -1),
-    "perplexity": Shown("perplexity", "", -1),
-    "preference_accuracy": Shown("accuracy by reward", "%", 1),
-    "preference_margin": Shown("margin of reward", "", 1),
-    "likelihood_accuracy": Shown("accuracy by likelihood", "%", 1),
-    "likelihood_margin": Shown("margin of likelihood", "", 1),
-    "calibration_error": Shown("calibration error", "%", -1),
-    "brier_score": Shown("Brier score", "", -1),
-}
+BESIDE = (  # in the report only
+    "preference_log_loss",
+    "overconfidence",
+    "summed_likelihood_accuracy",
+    "summed_likelihood_margin",
+)
+MEASURES = {name: how for name, how in OF_HELD_OUT.items() if name not in BESIDE}
 LEGEND = (
     "[dim]loss: nats an assistant token. accuracy: held-out pairs whose chosen reply is preferred, by DPO's implicit "
     "reward or by log-likelihood a token. margin: how much more chosen gets than rejected.[/]"
@@ -89,7 +78,7 @@ def calibration_lines(models: Models) -> list[str]:
             lines.append(
                 f"[bold]{stages.title(name)}'s margins[/]: confidence less accuracy {value} points "
                 f"\\[{low}, {high}]: {what}; margins that mean what they say stay below a calibration error of "
-                f"{100 * error.calibrated_high:.1f} % on {error.num_rows or 0:,} pairs"
+                f"{100 * error.calibrated_high:.1f}% on {error.num_rows or 0:,} pairs"
             )
     return lines
 
@@ -97,7 +86,7 @@ def calibration_lines(models: Models) -> list[str]:
 def _said(name: str, found: PairedMeasure) -> str:
     how, rows = MEASURES[name], f"{found.num_rows or 0:,} rows"
     difference, low, high, p_value = found.difference, found.low, found.high, found.p_value
-    points = " points" if how.unit else ""
+    points = " points" if how.is_share else ""
     if not _known(difference):
         return f"nothing to say on {rows}"
     if not (_known(low) and _known(high) and _known(p_value)):
@@ -138,7 +127,7 @@ def _task_rows(models: Models) -> list[Line]:
     metrics = dict.fromkeys(
         (task, metric) for tasks in per_model for task, metrics in tasks.items() for metric in metrics
     )
-    how = Shown("", "", 1)
+    how = Shown("", better=1)
     return [
         (f"{task} {metric}", [(how, tasks.get(task, {}).get(metric)) for tasks in per_model])
         for task, metric in metrics
@@ -168,27 +157,20 @@ def _table(title: str, models: Models, rows: list[Line], console: Console) -> Ta
 def _cell(how: Shown, measure: Measure | TaskMeasure | None, apart: str) -> str:
     if measure is None:
         return "[dim]-[/]"
-    plain = _plain(how)
     if not _known(measure.value):
         return "[red]NaN[/]"
     if isinstance(measure, TaskMeasure):
-        error = "" if measure.stderr is None else f"{apart}[dim]± {plain(measure.stderr)}[/]"
-        return plain(measure.value) + error
+        error = "" if measure.stderr is None else f"{apart}[dim]± {how.text(measure.stderr)}[/]"
+        return how.text(measure.value) + error
     low, high = measure.low, measure.high
-    ends = f"\\[{plain(low)}, {plain(high)}]" if _known(low) and _known(high) else "\\[?]"
-    return f"{plain(measure.value)}{' ' + how.unit if how.unit else ''}{apart}[dim]{ends}[/]"
-
-
-def _plain(how: Shown) -> Callable[[float], str]:
-    return (lambda value: f"{100 * value:.1f}") if how.unit else _three_digits
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    ends = "\\[?]"
+    if _known(low) and _known(high):
+        ends = f"\\[{how.text(low)}, {how.text(high)}]".replace("%", "")  # three of them in 80 columns
+    return f"{how.text(measure.value)}{apart}[dim]{ends}[/]"
 
 
 def _signed(value: float, how: Shown) -> str:
-    return f"{100 * value:+.1f}" if how.unit else f"{value:+#.3g}".rstrip(".")
+    return f"{100 * value:+.1f}" if how.is_share else f"{value:+#.3g}".rstrip(".")
 
 
 def _known(value: float | None) -> TypeGuard[float]:

@@ -14,16 +14,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 RowKind = Literal["chat", "pair"]
+# At step 1 the policy is still its reference, and every pair a tie: what tells them apart is noise.
+FIRST_STEP_APART = 2
 
 
 @dataclass(frozen=True)
 class PanelField:
-    """A number that the live panel shows: its name in the Trainer's logs, label, format, and whether as a curve too."""
+    """A number that the live panel shows: its name in the Trainer's logs, label, format, and whether as a curve too.
+
+    Before `first_step` it says nothing.
+    """
 
     key: str
     label: str
     style: str
     has_curve: bool = False
+    first_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,11 @@ DPO = Stage(
     sequences_per_row=2,
     continues=("sft",),
     has_reference=True,
-    charts=("loss", "reward_margin", "reward_accuracy", "rewards", "log_probs"),
+    charts=("pair_loss", "reward_margin", "reward_accuracy", "rewards", "log_probs"),
     panel_fields=(
         LOSS,
         PanelField("rewards/margins", "margin", "{:.3f}", has_curve=True),
-        PanelField("rewards/accuracies", "accuracy", "{:.0%}"),
+        PanelField("rewards/accuracies", "accuracy", "{:.0%}", first_step=FIRST_STEP_APART),
     ),
     memory_phases=("log_probs", "layer", "reference", "evaluation"),
     report_extras=("reference", "shared_prompts"),

@@ -15,7 +15,7 @@ from rich.console import Console
 from toolkit.compare import answer_measures, candidates, view
 from toolkit.compare.page import page
 from toolkit.console.screen import bar, is_live
-from toolkit.data.prompts import is_correct, last_turn, read_questions
+from toolkit.data.prompts import accepted, is_correct, last_turn, read_questions
 from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.inference import generate, rewards
@@ -34,15 +34,21 @@ REFERENCE = (
 
 
 def run(
-    recipe: Recipe, run: RunDir, folders: Folders, prompts: list[Messages], console: Console
+    recipe: Recipe,
+    run: RunDir,
+    folders: Folders,
+    prompts: list[Messages],
+    console: Console,
+    held_out: bool = True,
 ) -> Comparison:
     """Answers the prompts with every model, measures each, writes the comparison. Returns the report.
 
-    Raises UserError for adapters that cannot be loaded onto the base, and prompts that it cannot be given.
+    With `held_out` it asks the recipe's questions too, and measures rewards on its held-out pairs. Raises UserError for
+    adapters that cannot be loaded onto the base, and prompts that it cannot be given.
     """
     started = time.perf_counter()
     with replacing(run, console) as folder:
-        questions = read_questions(recipe)
+        questions = read_questions(recipe) if held_out else []
         reference = _reference(recipe, run, folders)
         with bar(console, f"loading {recipe.model.path}", None):
             loaded = model.load_trained(recipe, folders | reference)
@@ -54,8 +60,8 @@ def run(
         }
         _say_what_is_unmeasured(models, console)
         for label in reference:
-            measured = rewards.measure(recipe, loaded, label, asked, answers, console)
-            models = {name: replace(models[name], **measured[name]) for name in models}
+            measured = rewards.measure(recipe, loaded, label, asked, answers, console, held_out)
+            models = {name: replace(models[name], **measured.get(name, {})) for name in models}
         how = recipe.compare.model_dump(mode="json", exclude={"prompts"})
         report = Comparison(
             recipe=recipe.name,
@@ -68,7 +74,10 @@ def run(
             models=models,
         )
         rows = [_row(prompt, index, answers) for index, prompt in enumerate(prompts)]
-        _write(recipe, folder, rows, models)
+        answered = [
+            _question(question, len(prompts) + index, answers) for index, question in enumerate(questions)
+        ]
+        _write(recipe, folder, rows + answered, models)
         report.write(folder / run.report.name)
     if not is_live(console):  # there they were shown as they came
         view.show_answers(rows, list(folders), console)
@@ -102,6 +111,7 @@ def _answer(
     """Every model's answers to the prompts and then to the questions, and the seconds they took it."""
     how, seconds = recipe.compare, dict.fromkeys(folders, 0.0)
     found: dict[str, dict[int, generate.Answer]] = {name: {} for name in folders}
+    shown = 0
     lengths = [len(ids) for ids in generate.encode(loaded, prompts, how)]
     for indices in generate.batches(lengths, how, loaded.batch_tokens):
         batch = [prompts[index] for index in sorted(indices)]
@@ -112,8 +122,11 @@ def _answer(
                     answers = generate.answer(loaded, batch, how, recipe.seed, on_step=partial(hear, name))
                 seconds[name] += time.perf_counter() - begun
                 found[name].update(zip(sorted(indices), answers, strict=True))
+        begin = shown
+        while shown < len(prompts) and all(shown in of_model for of_model in found.values()):
+            shown += 1  # in the order of the prompts, whichever was answered first
         if is_live(console):
-            rows = [_row(prompts[index], index, found) for index in sorted(indices)]
+            rows = [_row(prompts[index], index, found) for index in range(begin, shown)]
             view.show_answers(rows, list(folders), console)
     all_answers = {name: [found[name][index] for index in range(len(prompts))] for name in folders}
     asked = [question["messages"] for question in questions]
@@ -142,6 +155,13 @@ def _row(prompt: Messages, index: int, answers: Any) -> view.Row:
             for name, of_model in answers.items()
         },
     }
+
+
+def _question(question: dict[str, Any], index: int, answers: Any) -> view.Row:
+    row = _row(question["messages"], index, answers)
+    for name, measured in row["measured"].items():
+        measured["correct"] = is_correct(row["answers"][name], question)
+    return row | {"expected": accepted(question)}
 
 
 # Measures --------------------------------------------------------------------------------------------------

@@ -25,33 +25,35 @@ def measure(
     asked: Sequence[Messages],
     answers: Mapping[str, Sequence[generate.Answer]],
     console: Console,
+    with_pairs: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Model -> the rewards among `AnswerMeasures`: of its own answers, and of pairs where it was trained further.
 
     The implicit reward of a reply is beta (log pi(reply | prompt) - log pi_ref(reply | prompt)): Rafailov et al.
     2023, equation 5, without the term that depends on the prompt alone. On answers that the model itself sampled its
     mean estimates beta KL(pi || pi_ref): it says how far a model went from its reference, not how good it became.
-    The accuracy is the share of held-out pairs whose chosen reply has the larger reward. The reference itself and
-    the base have none.
+    The accuracy is the share of held-out pairs whose chosen reply has the larger reward. The reference itself has
+    none, and a base that was not the reference has neither: it did not start from there.
     """
     stage = next(stage for stage in reversed(recipe.stages()) if stage.has_reference)
     section = recipe.section(stage.name)
     assert isinstance(section, Dpo)
     encoded = generate.encode(loaded, asked, recipe.compare)
-    others = [name for name in answers if name != reference]
-    trained = [name for name in others if name != BASE]
-    held_out = preparation.held_out(recipe, section, stage.row_kind, loaded) if trained else None
+    trained = [name for name in answers if name not in (reference, BASE)]
+    held_out = None
+    if trained and with_pairs:
+        held_out = preparation.held_out(recipe, section, stage.row_kind, loaded)
     pairs = preparation.as_pairs(held_out or ())
     if section.share_prompts:
         log_probs.share_prompts(loaded.model, pairs, loaded.tokenizer.pad_token_id, console)
     expected = _margins(loaded, reference, pairs, console) if pairs else None
     measured: dict[str, dict[str, Any]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
-    for name in others:
+    for name in trained:
         own_answers = [answer.ids for answer in answers[name]]
         sequences = list(zip(encoded, own_answers, strict=True))
         own, theirs = (_log_probs(loaded, judge, sequences, name, console) for judge in (name, reference))
         measured[name] = {"mean_implicit_reward": section.beta * (own - theirs).mean().item()}
-        if expected is not None and name in trained:
+        if expected is not None:
             margins = _margins(loaded, name, pairs, console)
             measured[name]["preference_accuracy"] = torch.gt(margins, expected).float().mean().item()
     return measured

@@ -25,8 +25,9 @@ BEFORE = "before"  # the name of the starting adapter beside the trained one, "d
 def compare(job: Job, loaded: model.LoadedModel) -> Answers:
     """Writes answers.jsonl: {prompt, before, after}, each answer {text, num_tokens, ended}.
 
-    Greedy, so that a difference is the model's. Returns what report.json says of it: whose answers those are,
-    the seconds, or in `note` why there are none: whatever goes wrong here, the trained adapter is already saved.
+    Greedy, so that a difference is the model's; in one batch, because they are only looked at. Returns what report.json
+    says of it: whose answers those are, the seconds, or in `note` why there are none: whatever goes wrong here, the
+    trained adapter is already saved.
     """
     started = time.perf_counter()
     note = None
@@ -54,7 +55,7 @@ def compare(job: Job, loaded: model.LoadedModel) -> Answers:
 
 
 def _both(job: Job, loaded: model.LoadedModel) -> tuple[list[generate.Answer], list[generate.Answer]]:
-    how = job.recipe.compare.model_copy(update={"do_sample": False})
+    how = job.recipe.compare.model_copy(update={"do_sample": False, "mix_lengths": True})
     prompts = [as_messages(job.recipe, prompt) for prompt in how.prompts]
     if job.start:
         model.add_adapter(loaded, BEFORE, job.start.folder)
