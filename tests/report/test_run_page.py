@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.in_browser import look_at, wait_until
+from toolkit.errors import UserError
 from toolkit.files import write_json
 from toolkit.report import curves, figures, run_page, run_record
 from toolkit.run.rundir import RunDir
@@ -333,6 +334,21 @@ def test_a_report_of_an_earlier_session_does_not_speak_for_this_one(tmp_path: Pa
 
 def test_a_value_that_is_not_finite_is_counted(tmp_path: Path) -> None:
     assert "1 value was not finite" in text_of(make_run(tmp_path, "sft", 30))
+
+
+def test_a_last_loss_that_is_no_number_is_not_told_as_the_one_before(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sft", 0, outcome="failed")
+    run.metrics.write_text('{"step": 1, "loss": 4.6678}\n{"step": 20, "loss": null}\n')
+    text = text_of(run)
+    assert "<dt>Training loss</dt><dd>not finite</dd>" in text and "from 4.6678" in text
+
+
+def test_a_page_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sft", 3)
+    run.page.mkdir()
+    (run.page / "in the way").touch()
+    with pytest.raises(UserError, match=r"cannot write .*report.html: "):
+        run_page.write(run)
 
 
 @pytest.mark.parametrize("made", [True, False])

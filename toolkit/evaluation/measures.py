@@ -32,13 +32,21 @@ MAX_SOURCES = (
 OTHER = "(other sources)"
 
 
+@dataclass(frozen=True)
+class Rewarded:
+    """What tells a model's implicit rewards: `reference` is chosen less rejected of what it was trained against."""
+
+    reference: Floats
+    beta: float
+
+
 @dataclass
 class Rows:
     """What was measured row by row, by model; arrays of shape (rows,) in the order of the held-out rows.
 
     `losses` are -log pi summed over the trained tokens of a conversation, `num_tokens` how many those are. `chosen`
-    and `rejected` are log pi of a whole reply. `reference` is chosen less rejected of the reference that `rewarded`
-    was trained against, None where it is not there.
+    and `rejected` are log pi of a whole reply. `rewarded` has the models that were trained against a reference which is
+    there.
     """
 
     losses: dict[str, Floats] = field(default_factory=dict)
@@ -49,15 +57,14 @@ class Rows:
     chosen_tokens: Floats = field(default_factory=lambda: np.zeros(0))
     rejected_tokens: Floats = field(default_factory=lambda: np.zeros(0))
     pair_sources: list[str] = field(default_factory=list)
-    reference: Floats | None = None
-    beta: float | None = None
-    rewarded: str | None = None
+    rewarded: dict[str, Rewarded] = field(default_factory=dict)
 
     def margins(self, model: str) -> Floats | None:
         """Implicit reward of chosen less that of rejected: Rafailov et al. (2023), equation 7. Of `rewarded` only."""
-        if model != self.rewarded or model not in self.chosen or self.reference is None or self.beta is None:
+        told = self.rewarded.get(model)
+        if told is None or model not in self.chosen:
             return None
-        return self.beta * (self.chosen[model] - self.rejected[model] - self.reference)
+        return told.beta * (self.chosen[model] - self.rejected[model] - told.reference)
 
     def conversations(self, model: str) -> dict[str, PerRow]:
         """Measures over the held-out conversations, in nats."""
@@ -101,9 +108,12 @@ def without_nan(rows: Rows) -> list[str]:
                     f"nothing is said of {model} there; its weights are damaged: train it again with a lower "
                     "learning_rate"
                 )
-    if rows.reference is not None and not np.isfinite(rows.reference).all():
-        rows.reference = None
-        notes.append("the reference's log-probs are not all finite: no implicit reward can be told")
+    for model, told in list(rows.rewarded.items()):
+        if not np.isfinite(told.reference).all():
+            del rows.rewarded[model]
+            notes.append(
+                f"the log-probs of {model}'s reference are not all finite: no implicit reward can be told"
+            )
     return notes
 
 

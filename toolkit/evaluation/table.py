@@ -28,7 +28,6 @@ LEGEND = (
     "[dim]loss: nats an assistant token. accuracy: held-out pairs whose chosen reply is preferred, by DPO's implicit "
     "reward or by log-likelihood a token. margin: how much more chosen gets than rejected.[/]"
 )
-NAMES = {"base": "base", **{stage.name: stage.label for stage in stages.STAGES.values()}}
 WIDE = 110  # columns from which a value and its interval stand in one line
 
 
@@ -46,18 +45,18 @@ def show_evaluation(report: Evaluation, console: Console) -> None:
     if sources:
         console.print(_table("by source", models, sources, console))
     for line in (*difference_lines(report.paired or {}), *calibration_lines(models)):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     for what, reason in (report.left_out or {}).items():
-        console.print(f"[yellow]{escape(what)} is left out:[/] {escape(reason)}", soft_wrap=True)
+        console.print(f"[yellow]{escape(what)} is left out:[/] {escape(reason)}")
     for note in report.notes or []:
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+        console.print(f"[yellow]{escape(note)}[/]")
 
 
 def difference_lines(paired: Mapping[str, Mapping[str, PairedMeasure]]) -> list[str]:
     """One line a measure: which stage changed what by how much, or that no difference is shown."""
     lines = []
     for pair, measures in paired.items():
-        one, other = (NAMES[name] for name in pair.split("_vs_"))
+        one, other = map(stages.title, pair.split("_vs_"))
         for name, found in measures.items():
             if name in MEASURES:
                 lines.append(f"[bold]{one} over {other}[/]: {MEASURES[name].label} {_said(name, found)}")
@@ -77,8 +76,8 @@ def calibration_lines(models: Models) -> list[str]:
             shown = _known(found.low) and _known(found.high) and not found.low <= 0 <= found.high
             what = ("overconfident" if found.value > 0 else "underconfident") if shown else "neither shown"
             lines.append(
-                f"[bold]{NAMES[name]}'s margins[/]: confidence less accuracy {value} points \\[{low}, {high}]: {what}; "
-                f"margins that mean what they say stay below a calibration error of "
+                f"[bold]{stages.title(name)}'s margins[/]: confidence less accuracy {value} points "
+                f"\\[{low}, {high}]: {what}; margins that mean what they say stay below a calibration error of "
                 f"{100 * error.calibrated_high:.1f}% on {error.num_rows or 0:,} pairs"
             )
     return lines
@@ -139,7 +138,7 @@ def _table(title: str, models: Models, rows: list[Line], console: Console) -> Ta
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for name in models:
-        table.add_column(NAMES[name], justify="right", no_wrap=True)
+        table.add_column(stages.title(name), justify="right", no_wrap=True)
     table.add_column("rows", justify="right", style="dim")
     apart = " " if console.width >= WIDE else "\n"
     for label, cells in rows:

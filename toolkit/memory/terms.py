@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from toolkit.cards import Card
 from toolkit.errors import UserError
-from toolkit.hardware import GIB, Card
+from toolkit.hardware import GIB
 from toolkit.recipe.schema import Architecture, Lora
 
 BF16, FP32 = 2, 4  # bytes

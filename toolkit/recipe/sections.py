@@ -59,6 +59,13 @@ class Architecture(Section):
         PositiveInt | None,
         shapes_weights("width of a head", "hidden_size / num_attention_heads, which Gemma's is not"),
     ] = None
+    max_position_embeddings: Annotated[
+        PositiveInt | None,
+        on_machine(
+            "positions that the model has; no plan names a longer max_length",
+            "a plan looks at the memory alone",
+        ),
+    ] = None
     tie_word_embeddings: Annotated[
         bool, shapes_weights("one matrix is embedding and head", "Llama's and Mistral's are two")
     ] = False

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import UserError
 from toolkit.files import write_text
 from toolkit.records.record import read_object
 from toolkit.records.run_report import Answers
@@ -86,7 +87,10 @@ def write(run: RunDir, notes: list[str] | None = None) -> Path | None:
         return None
     if notes is not None:
         notes += record.notes
-    write_text(run.page, page(record, _text(run.page)))
+    try:
+        write_text(run.page, page(record, _text(run.page)))
+    except OSError as error:
+        raise UserError(f"cannot write {run.page}: {error.strerror}") from None
     return run.page
 
 
@@ -111,7 +115,7 @@ def page(record: RunRecord, earlier: str = "") -> str:
             drawn.script,
         ]
     )
-    return document(f"{record.run.stage} · {record.run.recipe} · {record.outcome}", body, STYLE, scripts=True)
+    return document(f"{record.run.name} · {record.run.recipe} · {record.outcome}", body, STYLE, scripts=True)
 
 
 def _marks(record: RunRecord) -> list[tuple[int, str]]:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from toolkit.data.reasons import Reason
+from toolkit.memory.listing import listing
 from toolkit.records.comparison_report import Comparison
 from toolkit.records.data_report import DataReport, Rows
 from toolkit.records.evaluation_report import Measure
@@ -15,8 +16,6 @@ from toolkit.report.measures import OF_HELD_OUT, Shown, answer_rows
 from toolkit.report.run_record import Others, RunRecord, is_of_other_weights
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
-SHOWN_GIB = 0.005  # what is less would read 0.00
-OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
 SETTINGS = {  # fields of `memory.phases.Settings` in a reader's words
     "per_device_train_batch_size": "rows in a micro-batch",
     "gradient_accumulation_steps": "micro-batches in a step",
@@ -59,9 +58,9 @@ def memory_section(report: RunReport) -> str:
     if not planned:
         return ""
     measured, probe = report.measured_peak_gib, report.probe
-    shown = {name: [_words(name), f"{gib:.2f}"] for name, gib in items.items() if gib >= SHOWN_GIB}
-    rows = [cells for name, cells in shown.items() if name not in OUTSIDE]
-    outside = [[f"beside it: {cells[0]}", cells[1]] for name in OUTSIDE if (cells := shown.get(name))]
+    listed = listing(items)
+    rows = [[_words(name), gib] for name, gib in listed.inside]
+    outside = [[f"beside it: {_words(name)}", gib] for name, gib in listed.outside]
     totals = [("planned peak", f"{planned:.2f}")]
     if probe and probe.peak_gib is not None:
         totals.append(("measured by the probe, longest rows together", f"{probe.peak_gib:.2f}"))

@@ -29,7 +29,7 @@ from toolkit.memory import terms
 from toolkit.memory.plan import Settings
 from toolkit.recipe.schema import Architecture, Recipe
 from toolkit.records.marks import AdapterMark
-from toolkit.run import sealing
+from toolkit.run import room, sealing
 from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import MARK
 
@@ -221,14 +221,8 @@ def save_adapter(loaded: LoadedModel, run: RunDir, mark: AdapterMark) -> None:
 def check_disk(loaded: LoadedModel, run: RunDir, num_checkpoints: int = 0) -> None:
     """Raises UserError when the disk cannot hold the adapter and so many checkpoints beside it."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in trainable(loaded.model))
-    needed = terms.saved_gib(weights / hardware.GIB, num_checkpoints)
-    free = hardware.disk_free_gib(run.path)
-    if free < needed:
-        what = f"the adapter and {num_checkpoints} checkpoints" if num_checkpoints else "the adapter's files"
-        raise UserError(
-            f"{what} take {needed:.2f} GiB and the disk of {run.path} has {free:.2f} GiB free: make room there, or "
-            "take --runs DIR on another disk" + (", or a smaller save_total_limit" if num_checkpoints else "")
-        )
+    if problem := room.problem(run, weights / hardware.GIB, num_checkpoints):
+        raise UserError(problem)
 
 
 def device_name() -> str:

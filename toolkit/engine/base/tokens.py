@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from toolkit.data.template import ChatTemplate, TemplateRefused, read_template
+from toolkit.data.template_check import pad_problem
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe
 
@@ -46,17 +47,14 @@ def set_tokens(recipe: Recipe, model: Any, tokenizer: Any) -> ChatTemplate:
         for key, token in (("end_of_turn", section.end_of_turn), ("pad_token", section.pad_token))
         if token not in vocabulary
     ]
-    if section.pad_token in (section.end_of_turn, tokenizer.eos_token):
-        problems.append(
-            f"template.pad_token {section.pad_token!r} is also an end token: padding is masked out of the loss, "
-            "so the model would never learn to stop; name another token"
-        )
+    if problem := pad_problem(recipe, tokenizer.eos_token):
+        problems.append(problem)
     if section.file == "tokenizer" and not tokenizer.chat_template:
         problems.append(f"template.file is 'tokenizer' but {recipe.model.path} ships no chat template")
     if problems:
         raise UserError(*problems)
     if section.file != "tokenizer":
-        tokenizer.chat_template = read_template(recipe.locate(section.file))
+        tokenizer.chat_template = read_template(recipe.locate(section.file), recipe.looked_in(section.file))
     tokenizer.pad_token = section.pad_token
     if model is not None:
         ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(section.end_of_turn)}

@@ -21,6 +21,7 @@ from toolkit.engine.base import model
 from toolkit.engine.inference import generate, rewards
 from toolkit.files import finite, write_text
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.stages import BASE
 from toolkit.records.comparison_report import AnswerMeasures, Comparison
 from toolkit.redaction import blanked
 from toolkit.run.replacing import replacing
@@ -67,7 +68,7 @@ def run(
             device=model.device_name(),
             num_prompts=len(prompts),
             num_questions=len(questions),
-            reference=next((str(folder or candidates.BASE) for folder in reference.values()), None),
+            reference=next((str(folder or BASE) for folder in reference.values()), None),
             compare=how | {"seed": recipe.seed},
             wall_seconds=time.perf_counter() - started,
             models=models,
@@ -86,14 +87,14 @@ def run(
 
 def _reference(recipe: Recipe, run: RunDir, folders: Folders) -> Folders:
     """What rewards are measured against, under the label it is loaded by; {} without one."""
-    found = candidates.reference(recipe, run)
+    found = candidates.reference(recipe, run, folders)
     if found is None:
         return {}
     for label, folder in folders.items():
         is_same = folder and found.folder and folder.samefile(found.folder)
         if is_same or (folder is None and found.folder is None):
             return {label: folder}
-    return {candidates.BASE if found.folder is None else REFERENCE: found.folder}
+    return {BASE if found.folder is None else REFERENCE: found.folder}
 
 
 # Answers ---------------------------------------------------------------------------------------------------
@@ -198,8 +199,7 @@ def _say_what_is_unmeasured(models: dict[str, AnswerMeasures], console: Console)
             console.print(
                 f"[yellow]compare.measures.{own} is not measured for {name}:[/] its regular expression takes more than "
                 f"{answer_measures.LONGEST_SEARCH_SECONDS:.0f} s over the answers; write it without a quantifier "
-                "inside a quantifier",
-                soft_wrap=True,
+                "inside a quantifier"
             )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.compare.candidates import BASE
 from toolkit.console.screen import bar
 from toolkit.data.masking import TokenizedPair
 from toolkit.data.turns import Messages
@@ -16,6 +15,7 @@ from toolkit.engine.base import model
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import generate, log_probs
 from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.stages import BASE
 
 
 def measure(

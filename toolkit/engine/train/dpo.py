@@ -59,7 +59,7 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
         )
     if job.section.share_prompts:
         trainer.shared_prompts = shared_prompts.establish(trainer, job.section.max_length, console)
-    source = str(job.run.of(job.starts_from).adapter) if job.starts_from else recipe.model.path
+    source = str(job.start.folder) if job.start else recipe.model.path
     trainer.reference = proof.establish(trainer, source, job.section.precompute_ref_batch_size, console)
     trainer.add_callback(FirstStep(trainer))  # reads the log of step 1, whoever writes it
     return trainer
