@@ -59,7 +59,7 @@ TINY = Size(
         ),
         *("compare.max_new_tokens=8", "compare.questions=null"),
     ),
-    steps=6,
+    steps=5,
     points=(
         ("sft", False, 0, 2, 16, 0.5),
         ("sft", True, 4, 2, 32, 0.5),
@@ -103,6 +103,9 @@ def main() -> None:
     try:
         with Place.of(size, work / results.id, clock, machine.gpu) as place:
             num_left = measure(results, place, wanted, console)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted: the same command goes on", style="yellow")
+        sys.exit(cli.EXIT_INTERRUPTED)
     finally:
         view.show(results, load(size.recipe).model.architecture, console)
     if num_left:
@@ -142,8 +145,9 @@ def measure(results: Results, place: Place, wanted: Sequence[Measurement], conso
                 found = measurement.measure(place, point)
             except OutOfTime:
                 num_left += 1
-            except Failed as error:
-                results.put_failure(measurement.name, point, str(error), time.monotonic() - started)
+            except Exception as error:  # told, and the next point has its turn: a card costs money
+                said = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+                results.put_failure(measurement.name, point, said, time.monotonic() - started)
                 num_left += not results.is_settled(measurement.name, point)
             else:
                 results.put(measurement.name, point, found, time.monotonic() - started)

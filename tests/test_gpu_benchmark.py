@@ -48,7 +48,8 @@ def test_the_whole_program_at_tiny_size(tmp_path: Path) -> None:
     assert not [name for of_one in points.values() for name, found in of_one.items() if "failed" in found]
     assert points["embedded"]["dpo"]["proof"] and points["embedded"]["dpo"]["reference"]["first_step"]
     assert set(points["embedded"]["compare"]["models"]) == {"base", "sft", "dpo"}
-    assert points["resume"]["dpo"]["difference"] == {"adapter": 0.0, "trained_part": 0.0, "loss": 0.0}
+    for measurement, stage in (("speed", "toolkit sft 2"), ("recovery", "sft"), ("resume", "dpo")):
+        assert set(points[measurement][stage]["difference"].values()) == {0.0}  # a CPU repeats its sums
     assert len(points["resume"]["dpo"]["resumed_at_steps"]) == 1
     for stage in ("sft", "dpo"):
         ours, stock = points["baseline"][stage], points["speed"][f"stock {stage} 1"]

@@ -177,6 +177,7 @@ class Place:
         """The figures of a run: of the one that is there, or made anew; half a run tells no speed."""
         folder = self.output(run)
         if not figures.is_finished(folder):
+            self._close_worker()  # before memory is held: its model lies on the card
             if not goes_on:
                 shutil.rmtree(self.folder(run), ignore_errors=True)
             with self.left_to(run):

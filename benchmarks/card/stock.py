@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from unsloth import FastLanguageModel, PatchDPOTrainer  # first, as Unsloth asks
+# First, as Unsloth asks. PatchDPOTrainer, which the notebook calls, does nothing in this version.
+from unsloth import FastLanguageModel
 
-PatchDPOTrainer()
-
-import torch  # noqa: E402
-from datasets import load_dataset  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
+# isort: split
+import torch
+from datasets import load_dataset
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 MICRO_BATCH = 2  # rows (pairs) at once, as both notebooks have it
 ON_GPU = torch.cuda.is_available()
