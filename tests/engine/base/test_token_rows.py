@@ -1,6 +1,7 @@
 """Rows of embedding and head that are trained with the LoRA: begun, continued, copied for the reference, exported."""
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from tests.engine.base.test_tokens import BASE, EMBEDDING, END, HEAD, RESERVED
 from tests.engine.conftest import run_stage, tiny, weights
 from toolkit import hardware, process
 from toolkit.engine.base import model, token_rows
-from toolkit.engine.export import export
+from toolkit.engine.export import export, merge
 from toolkit.engine.reference import proof
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.errors import Interrupted, UserError
@@ -66,6 +67,27 @@ def test_rows_that_the_base_knows_begin_as_they_are() -> None:
     made = loaded(tiny(TRAINED))
     for matrix in (made.model.get_input_embeddings(), made.model.get_output_embeddings()):
         assert torch.equal(matrix.weight[END], matrix.token_adapter.get_base_layer().weight[END])
+
+
+def test_where_embedding_and_head_are_one_matrix_the_row_is_one(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    config = json.loads((BASE / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    stored = load_file(BASE / "model.safetensors")
+    del stored[HEAD]
+    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    recipe = tiny(f"model.path={tmp_path / 'base'}", "model.architecture.tie_word_embeddings=true", TRAINED)
+    made = loaded(recipe)
+    [(_, row)] = [(n, p) for n, p in made.model.named_parameters() if token_rows.ROWS in n]
+    row.data.fill_(0.5)
+    for matrix in (made.model.get_input_embeddings(), made.model.get_output_embeddings()):
+        assert set(matrix.weight[END].tolist()) == {0.5}
+    made.model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    lora = merge.read_lora(tmp_path / "adapter")
+    assert lora.rows.keys() == {EMBEDDING}
+    assert set(lora.merged(EMBEDDING, stored[EMBEDDING])[END].tolist()) == {0.5}
+    assert torch.equal(lora.merged(EMBEDDING, stored[EMBEDDING])[:END], stored[EMBEDDING][:END])
+    merge.check_base(tmp_path / "base", "base", lora)
 
 
 def test_the_reference_has_the_policys_rows_and_a_copy_without_them_is_noticed() -> None:

@@ -7,7 +7,6 @@ a recipe is refused before torch is loaded (toolkit/process.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ def indices(recipe: Recipe, model: Any, tokenizer: Any) -> dict[str, list[int]] 
     """PEFT's `trainable_token_indices`: the same tokens of both matrices, or of the one where they are tied."""
     if not recipe.lora.trainable_tokens:
         return None
-    ids = sorted(tokenizer.convert_tokens_to_ids(list(recipe.lora.trainable_tokens)))
+    ids = sorted(set(tokenizer.convert_tokens_to_ids(list(recipe.lora.trainable_tokens))))
     matrices = [model.get_input_embeddings(), model.get_output_embeddings()]
     if model.config.tie_word_embeddings:
         matrices.pop()
@@ -53,11 +52,6 @@ def copy(model: Any, source: str, target: str) -> None:
     """Gives an adapter the rows of another. TRL's copy for the reference leaves them out (trl/trainer/dpo_trainer.py:
     it looks for ".default." in names, and theirs end with ".default"): they would be those of the base."""
     with torch.no_grad():
-        for rows in _of(model):
-            rows[target].copy_(rows[source])
-
-
-def _of(model: Any) -> Iterator[Any]:
-    for name, module in model.named_modules():
-        if name.endswith(ROWS):
-            yield module
+        for name, rows in model.named_modules():
+            if name.endswith(ROWS):
+                rows[target].copy_(rows[source])

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from toolkit import hardware
+from toolkit.engine.base.token_rows import ROWS
 from toolkit.errors import UserError
 from toolkit.files import write_json
 
@@ -36,7 +37,6 @@ OTHER_FORMULAS = (
     "layer_replication",
     "target_parameters",
 )
-TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the rows of trained tokens
 SPARE_GIB = 0.5  # interpreter and libraries, and files beside the weights
 
 
@@ -94,9 +94,9 @@ def read_lora(folder: Path) -> Lora:
             parts.setdefault(f"{module}.weight", {})[part] = file.get_tensor(key).float()
     updates, rows = {}, {}
     for name, found in parts.items():
-        if found.keys() == {TOKEN_ROWS}:
+        if found.keys() == {ROWS}:
             weight = name.replace(".token_adapter.", ".")
-            rows[weight] = (_token_ids(config, weight), found[TOKEN_ROWS])
+            rows[weight] = (_token_ids(config, weight), found[ROWS])
         elif found.keys() == {"lora_A", "lora_B"}:
             updates[name] = (found["lora_B"], found["lora_A"])
         elif found.keys() == {"lora_embedding_A", "lora_embedding_B"}:  # (r, vocabulary), (width, r)
