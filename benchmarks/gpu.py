@@ -59,7 +59,7 @@ TINY = Size(
         ),
         *("compare.max_new_tokens=8", "compare.questions=null"),
     ),
-    steps=5,
+    steps=4,
     points=(
         ("sft", False, 0, 2, 16, 0.5),
         ("sft", True, 4, 2, 32, 0.5),

@@ -171,6 +171,7 @@ def test_the_main_job_is_planned_as_on_the_stand_in_and_every_variant_loads(tmp_
         shipped = memory_points.plan_stage(
             load(gpu.FULL.recipe, variant.settings), variant.stage, STAND_IN, 64
         )
+        assert variant.against in {None, *(other.name for other in VARIANTS)}
         assert plan.fits and plan.budget_gib == pytest.approx(shipped.budget_gib)
         assert plan.settings == shipped.settings
 
@@ -199,7 +200,7 @@ def test_what_is_shown_of_a_file_of_figures(tmp_path: Path, capsys: pytest.Captu
         ("baseline", "sft", run_figures),
         ("speed", "stock sft 1", slow),
         ("recovery", "sft", apart | {"oom_events": [1, 2]}),
-        ("variants", "compiled layers", slow | {"stage": "sft"}),
+        ("variants", "compiled layers", slow | {"stage": "sft", "against": None}),
         ("bf16", "bf16", {"tflops": 240.0}),
     ):
         results.put(name, point, found, 1.0)
@@ -211,7 +212,7 @@ def test_what_is_shown_of_a_file_of_figures(tmp_path: Path, capsys: pytest.Captu
     assert "4,000, 2,000: 2.00 times" in shown and "20.00, 19.00 GiB" in shown
     assert "share of the measured bf16 rate │ 50" in shown  # 30 GFLOP a token
     assert "2 out-of-memory errors" in shown and "2.0e-04" in shown
-    assert "0.50 times the baseline's tokens/s" in shown
+    assert "0.50 times the tokens/s of the baseline" in shown
     assert "embedded │ │ not measured" in shown and "it said why" in shown
 
 

@@ -6,6 +6,7 @@ is held against the plan, their speed against the stock script, and what was dis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,9 +97,9 @@ def variant(place: Place, name: str) -> dict[str, Any]:
     """One thing otherwise than in the baseline, whose settings are pinned."""
     found = next(variant for variant in VARIANTS if variant.name == name)
     settings = place.plan(found.stage).settings.chosen()
-    pinned = [f"memory.{key}={value}" for key, value in settings.items()]
+    pinned = [f"memory.{key}={json.dumps(value)}" for key, value in settings.items()]
     made = place.run(Run(f"with {name}", found.stage, (*pinned, *found.settings), found.variables))
-    return made | {"stage": found.stage}
+    return made | {"stage": found.stage, "against": found.against}
 
 
 def in_worker(place: Place, what: str) -> dict[str, Any]:
@@ -158,7 +159,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "variants",
-        "What do compiling, the loss kernels and the allocator's settings cost or bring?",
+        "What do shared prompts, compiling, the loss kernels and the allocator's settings cost or bring?",
         240,
         lambda place: [variant.name for variant in VARIANTS],
         variant,

@@ -52,6 +52,7 @@ def settings(recipe: str, point: Point, steps: int) -> tuple[str, ...]:
         f"{stage}.max_length={tokens}",
         f"{stage}.max_steps={steps}",
         "dpo.precompute_ref_batch_size=1",
+        "dpo.share_prompts=false",  # tokens of a pair are then what the point says
     )
 
 

@@ -154,9 +154,10 @@ def _memory(results: Results) -> list[Line]:
 def _variants(results: Results) -> list[Line]:
     lines = []
     for name, found in _done(results, "variants").items():
-        baseline = results.figures("baseline", found["stage"])
-        one, other = (of and figures.tokens_per_second(of) for of in (found, baseline))
-        speed = f"{one / other:.2f} times the baseline's tokens/s" if one and other else NOT_MEASURED
+        against = ("variants", found["against"]) if found["against"] else ("baseline", found["stage"])
+        one, other = (of and figures.tokens_per_second(of) for of in (found, results.figures(*against)))
+        beside = found["against"] or "the baseline"
+        speed = f"{one / other:.2f} times the tokens/s of {beside}" if one and other else NOT_MEASURED
         memory = f"peak {_gib(found['peak_gib'])}, reserved {_gib(found['peak_reserved_gib'])} GiB"
         lines.append((f"{found['stage']} with {name}", f"{speed}, {memory}"))
     return lines
