@@ -5,7 +5,7 @@
 
 A start ends within --minutes, 9 if none are given; the next one with the same --out goes on where it ended. What is
 measured is in benchmarks/card/measurements.py, most important first; gpu.md says what each figure decides. A larger
-card is held down to an RTX 4090's memory. Exit codes: 0 all is measured, 3 something is left, 2 what the user can fix.
+card is held down to an RTX 4090's memory. Exit codes: 0 nothing is left, 3 something is, 2 what the user can fix.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.console import Console  # noqa: E402
 
 from benchmarks.card import memory_points, view  # noqa: E402
 from benchmarks.card.measurements import MEASUREMENTS, Measurement  # noqa: E402
-from benchmarks.card.place import STAND_IN, Failed, OutOfTime, Place, Size  # noqa: E402
+from benchmarks.card.place import STAND_IN, Failed, Place, Size, is_larger  # noqa: E402
 from benchmarks.card.results import Clock, Results  # noqa: E402
 from benchmarks.card.variants import VARIANTS  # noqa: E402
 from toolkit import cli, env, hardware  # noqa: E402
@@ -111,18 +111,17 @@ def main() -> None:
     if num_left:
         console.print(f"{num_left} points are left: the same command goes on")
         sys.exit(EXIT_LEFT)
-    console.print(f"all is measured; {work} may be deleted")
+    console.print(f"nothing is left to measure; {work} may be deleted")
 
 
 def identity(size: Size, machine: hardware.Hardware) -> dict[str, Any]:
     """What the figures of one file have in common."""
     gpu = machine.gpu
-    is_larger = gpu is not None and gpu.total_gib > STAND_IN.total_gib + 2
     return {
         "size": size.name,
         "card": gpu.name if gpu else None,
         "driver": gpu.driver if gpu else None,
-        "memory_held_to_gib": STAND_IN.total_gib if is_larger else None,
+        "memory_held_to_gib": STAND_IN.total_gib if is_larger(gpu) else None,
         "python": sys.version.split()[0],
         **{name: version(name) for name in LIBRARIES},
     }
@@ -143,8 +142,6 @@ def measure(results: Results, place: Place, wanted: Sequence[Measurement], conso
             started = time.monotonic()
             try:
                 found = measurement.measure(place, point)
-            except OutOfTime:
-                num_left += 1
             except Exception as error:  # told, and the next point has its turn: a card costs money
                 said = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
                 results.put_failure(measurement.name, point, said, time.monotonic() - started)

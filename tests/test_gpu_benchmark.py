@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ def test_a_point_that_fails_is_tried_once_more_and_then_left(tmp_path: Path) -> 
     assert recorded.asked == ["one", "two", "one"]
     _, results = started(recorded, tmp_path / "r.json")
     assert results.points["quick"]["one"]["failed"] == "said so" and results.figures("quick", "one") is None
+
+
+def test_a_point_that_the_clock_cut_off_begins_again_only_with_the_time_that_it_takes(tmp_path: Path) -> None:
+    recorded = Recorded()
+    recorded.measure = lambda place, point: time.sleep(0.2) or place.wait(sleeping())  # type: ignore[method-assign]
+    recorded.table = [Measurement("quick", "?", 0.1, lambda place: ["one"], recorded.measure)]
+    assert started(recorded, tmp_path / "r.json", seconds=0.3)[0] == 1
+    _, results = started(recorded, tmp_path / "r.json", seconds=0.1)
+    assert "the clock ran out" in results.points["quick"]["one"]["failed"]
+    assert results.points["quick"]["one"]["attempts"] == 1 and results.longest_seconds("quick") > 0.2
+
+
+def sleeping() -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True)
 
 
 def test_figures_of_two_cards_never_share_a_file(tmp_path: Path) -> None:

@@ -32,15 +32,23 @@ STAND_IN = CARDS["rtx4090"]  # what a larger card is held down to
 # tiles (unsloth_zoo fused_losses/fused_linear.py, _flash_min_rows).
 AS_ON_24_GIB = {"UNSLOTH_FUSED_LINEAR_FLASH_MIN_ROWS": "0"}
 END_SECONDS = 10  # for a process to end once it was told to
-NUM_WORDS = 2000  # of a failed script's last words
+LAST_WORDS = 2000  # characters of what a failed script said
 
 
 class Failed(Exception):
     """What a script or the worker said when it failed; that point has no figures."""
 
 
-class OutOfTime(Exception):
-    """The clock ran out in the middle of a point: the next start measures it."""
+class OutOfTime(Failed):
+    """The clock ran out in the middle of a point: the next start measures it, with as much time as it now has told."""
+
+    def __init__(self) -> None:
+        super().__init__("the clock ran out before it was done")
+
+
+def is_larger(gpu: hardware.Gpu | None) -> bool:
+    """Than the stand-in, by more than cards of one kind differ."""
+    return gpu is not None and gpu.total_gib > STAND_IN.total_gib + 2
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Place:
 
     @property
     def is_held(self) -> bool:
-        return self.gpu is not None and self.gpu.total_gib > STAND_IN.total_gib + 2
+        return is_larger(self.gpu)
 
     @property
     def card(self) -> Card | None:
@@ -199,7 +207,7 @@ class Place:
         finally:
             end(process)
         if code != 128 + signal.SIGTERM:
-            raise Failed(f"stopped by SIGTERM, exit code {code}: {self.said.read_text()[-NUM_WORDS:]}")
+            raise Failed(f"stopped by SIGTERM, exit code {code}: {self.said.read_text()[-LAST_WORDS:]}")
 
     @contextlib.contextmanager
     def left_to(self, run: Run) -> Iterator[None]:
@@ -262,7 +270,7 @@ class Place:
         self._close_worker()
         code = self.wait(self.start(command, variables))
         if code:
-            raise Failed(f"{Path(command[0]).name}, exit code {code}: {self.said.read_text()[-NUM_WORDS:]}")
+            raise Failed(f"{Path(command[0]).name}, exit code {code}: {self.said.read_text()[-LAST_WORDS:]}")
 
     def _environment(self, variables: Mapping[str, str] | None = None) -> dict[str, str]:
         pinned = AS_ON_24_GIB if self.is_held else {}
@@ -291,7 +299,7 @@ class Place:
             self._close_worker()
             if not self.clock.left():
                 raise OutOfTime
-            raise Failed(f"the worker ended: {self.said.read_text()[-NUM_WORDS:]}")
+            raise Failed(f"the worker ended: {self.said.read_text()[-LAST_WORDS:]}")
         answer: dict[str, Any] = json.loads(line)
         if "failed" in answer:
             raise Failed(answer["failed"])
