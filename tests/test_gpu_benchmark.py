@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks import gpu
 from benchmarks.card import figures, memory_points, rows, view
-from benchmarks.card.measurements import MEASUREMENTS, Measurement
+from benchmarks.card.measurements import MEASUREMENTS, Measurement, pinned
 from benchmarks.card.place import STAND_IN, Failed, Place
 from benchmarks.card.results import Clock, Results
 from benchmarks.card.variants import VARIANTS
@@ -183,6 +183,10 @@ def test_the_main_job_is_planned_as_on_the_stand_in_and_every_variant_loads(tmp_
     assert place.is_held and place.card is STAND_IN
     for variant in VARIANTS:
         plan = place.plan(variant.stage, *variant.settings)
+        chosen = place.plan(variant.stage).settings
+        assert (
+            replace(place.plan(variant.stage, *pinned(place, variant)).settings, loss_chunk_gib=0.5) == chosen
+        )
         shipped = memory_points.plan_stage(
             load(gpu.FULL.recipe, variant.settings), variant.stage, STAND_IN, 64
         )

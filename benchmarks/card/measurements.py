@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.card import figures, memory_points
 from benchmarks.card.place import Place, Run
-from benchmarks.card.variants import VARIANTS
+from benchmarks.card.variants import VARIANTS, Variant
 from toolkit.memory import terms
 from toolkit.records.record import read_object
 
@@ -96,10 +96,17 @@ def memory(place: Place, name: str) -> dict[str, Any]:
 def variant(place: Place, name: str) -> dict[str, Any]:
     """One thing otherwise than in the baseline, whose settings are pinned."""
     found = next(variant for variant in VARIANTS if variant.name == name)
-    settings = place.plan(found.stage).settings.chosen()
-    pinned = [f"memory.{key}={json.dumps(value)}" for key, value in settings.items()]
-    made = place.run(Run(f"with {name}", found.stage, (*pinned, *found.settings), found.variables))
+    made = place.run(Run(f"with {name}", found.stage, pinned(place, found), found.variables))
     return made | {"stage": found.stage, "against": found.against}
+
+
+def pinned(place: Place, variant: Variant) -> tuple[str, ...]:
+    """The variant's settings behind what the plan chose for the baseline: rows at once, or tokens, never both."""
+    chosen = place.plan(variant.stage).settings.chosen()
+    chosen.pop(
+        "per_device_train_batch_size" if chosen["tokens_per_micro_batch"] else "tokens_per_micro_batch"
+    )
+    return (*(f"memory.{key}={json.dumps(value)}" for key, value in chosen.items()), *variant.settings)
 
 
 def in_worker(place: Place, what: str) -> dict[str, Any]:
