@@ -98,6 +98,7 @@ OTHER = {
     "model.revision": "b" * 40,
     "template.file": "templates/chatml.jinja",
     "lora.target_modules": ["q_proj"],
+    "lora.trainable_tokens": ["<|eot_id|>"],
     "memory.budget_gib": 1.0,
     "memory.recompute_layers": "all",
     "memory.per_device_train_batch_size": 2,

@@ -143,6 +143,14 @@ class Lora(Section):
             "the linear layers that get an adapter", "all of them, as QLoRA (Dettmers et al. 2023) found best"
         ),
     ] = LINEARS
+    trainable_tokens: Annotated[
+        Texts,
+        Field(strict=False),
+        shapes_weights(
+            "tokens whose rows of embedding and head are trained too; not on a GPU, where Unsloth freezes them",
+            "a template of tokens that the base knows needs none",
+        ),
+    ] = ()
 
 
 class Compare(Section):

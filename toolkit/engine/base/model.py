@@ -21,7 +21,7 @@ from unsloth import FastLanguageModel
 
 from toolkit import hardware
 from toolkit.data.template import ChatTemplate
-from toolkit.engine.base import tokens, vram
+from toolkit.engine.base import token_rows, tokens, vram
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
@@ -107,9 +107,11 @@ def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_len
             random_state=recipe.seed,
             max_seq_length=max_length,
             use_gradient_checkpointing=_checkpointing(settings),
+            trainable_token_indices=token_rows.indices(recipe, loaded.model, loaded.tokenizer),
         )
     for parameter in trainable(loaded.model):
         parameter.data = parameter.data.float()
+    token_rows.begin(recipe, loaded.model, loaded.tokenizer)
 
 
 def trainable(model: Any) -> list[torch.nn.Parameter]:
@@ -141,12 +143,13 @@ def load_adapter(model: Any, folder: Path) -> None:
     except RuntimeError as error:
         raise UserError(
             f"the adapter in {folder} does not fit the recipe's lora section ({str(error).splitlines()[-1].strip()}): "
-            "it was trained with another r or other target_modules; train its stage again with --fresh"
+            "it was trained with another r, other target_modules or trainable_tokens; train its stage again with "
+            "--fresh"
         ) from None
-    absent = [key for key in result.missing_keys if "lora_" in key]
+    absent = [key for key in result.missing_keys if "lora_" in key or token_rows.ROWS in key]
     if absent or result.unexpected_keys:
         raise UserError(
-            f"the adapter in {folder} does not fit the recipe's lora.target_modules: "
+            f"the adapter in {folder} does not fit the recipe's lora.target_modules or lora.trainable_tokens: "
             f"{len(absent)} weights absent, {len(result.unexpected_keys)} unknown; train its stage again with --fresh"
         )
 
