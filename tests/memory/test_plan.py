@@ -160,7 +160,9 @@ def real() -> dict[str, Any]:
         "targets": TARGETS,
         "ranks": RANKS,
         "tensors": TENSORS,
-        "models": {name: architecture.model_dump() for name, architecture in ARCHITECTURES.items()},
+        "models": {
+            name: architecture.model_dump(exclude_none=True) for name, architecture in ARCHITECTURES.items()
+        },
     }
     done = subprocess.run(
         [sys.executable, "-c", REAL_MODULES], input=json.dumps(asked), capture_output=True, text=True
