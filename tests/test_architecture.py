@@ -26,6 +26,7 @@ ORDER = [
         "evaluation",
         "export",
         "doctor",
+        "listing",
     ),
     "engine",
     *(

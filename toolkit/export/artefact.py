@@ -29,6 +29,7 @@ Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
 FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
 PARITY = "parity.json"
 OTHER_FOLDER = "--out DIR"
+FAILED = ".failed"  # ends the name of one that did not pass its check
 
 # Names of llama.cpp's quantisations and their numbers there (include/llama.h, enum llama_ftype).
 QUANTS = {
@@ -93,7 +94,7 @@ class Wanted:
 
     @property
     def failed(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.failed")
+        return self.folder.with_name(f"{self.folder.name}{FAILED}")
 
     @property
     def log(self) -> Path:

@@ -60,10 +60,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return _object(_bytes(path) or b"") or {}
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines; whatever else a line holds is passed over, no file has none."""
+def read_lines(path: Path, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, or of its end. What else a line holds is passed over; no file has none."""
     try:
         stream = path.open(encoding="utf-8", errors="replace")
+        if last_bytes is not None:
+            stream.seek(max(0, path.stat().st_size - last_bytes))
     except OSError:
         return
     with stream:
@@ -136,22 +138,22 @@ class _Reading:
         """`value` as the kind that `hint` names; None, and said, where it is of another and may be None."""
         if hint is Any:
             return value
-        if get_origin(hint) not in (Union, types.UnionType):
-            return self._of_kind(hint, value, place)
-        if value is None and _may_be_none(hint):
+        members, may_be_none = _members(hint), _may_be_none(hint)
+        if value is None and may_be_none:
             return None
-        for member in get_args(hint):
-            if member is not types.NoneType:
-                try:
-                    return self._of_kind(member, value, place)
-                except _Misfit:
-                    continue
-        if not _may_be_none(hint):
+        for member in members:
+            try:
+                return self._of_kind(member, value, place)
+            except _Misfit:
+                continue
+        if not may_be_none:
             raise _Misfit
         self.misfits.append(place)
         return None
 
     def _of_kind(self, kind: Any, value: Any, place: str) -> Any:
+        if type(value) is kind:
+            return value
         origin, inner = get_origin(kind) or kind, get_args(kind)
         if is_dataclass(kind) and isinstance(value, dict):
             return self._record(cast(type[Record], kind), value, f"{place}.")
@@ -161,8 +163,6 @@ class _Reading:
             return [self._value(inner[0], item, f"{place}[{index}]") for index, item in enumerate(value)]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return value  # JSON tells 1 and 1.0 apart, and nobody else does
-        if type(value) is kind:
-            return value
         raise _Misfit
 
     def _entries(self, hint: Any, found: dict[str, Any], place: str) -> dict[str, Any]:
@@ -185,6 +185,14 @@ def _is_always_there(field: Field[Any]) -> bool:
     return field.default is MISSING
 
 
+@cache
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The kinds that a value may be of, beside None."""
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    return tuple(kind for kind in get_args(hint) if kind is not types.NoneType) if is_union else (hint,)
+
+
+@cache
 def _may_be_none(hint: Any) -> bool:
     return hint is Any or types.NoneType in get_args(hint)
 

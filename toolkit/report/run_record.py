@@ -56,7 +56,7 @@ def read(run: RunDir) -> RunRecord | None:
     if manifest.outcome is None:
         return None
     series = read_series(run.metrics)
-    outcome = _outcome(run, manifest.outcome)
+    outcome = outcome_of(run, manifest.outcome)
     sealed = run.sealed_step()
     return RunRecord(
         run=run,
@@ -82,10 +82,10 @@ def unfinished_report(run: RunDir, facts: dict[str, Any]) -> RunReport:
     return replace(RunReport.unknown(), **known | {"oom_events": events} | facts)
 
 
-def read_series(metrics: Path) -> dict[str, Series]:
-    """The columns of metrics.jsonl. A value that is not finite is None; a half-written line is passed over."""
+def read_series(metrics: Path, last_bytes: int | None = None) -> dict[str, Series]:
+    """The columns of metrics.jsonl, or of its end. What is not finite is None; a half-written line is passed over."""
     series: dict[str, Series] = {}
-    for entry in read_lines(metrics):
+    for entry in read_lines(metrics, last_bytes):
         step = entry.pop("step", None)
         if not isinstance(step, int):
             continue
@@ -160,7 +160,8 @@ def _report(
     return replace(RunReport.unknown(), **known | {"outcome": outcome, "reason": manifest.reason})
 
 
-def _outcome(run: RunDir, recorded: str) -> Outcome:
+def outcome_of(run: RunDir, recorded: str) -> Outcome:
+    """How a run ended; one that says it runs was killed where no process holds it."""
     if recorded == "running" and not run.is_held():
         return "killed"
     for outcome in ("running", "finished", "interrupted"):

@@ -15,6 +15,8 @@ from toolkit.run.rundir import RunDir
 from toolkit.run.runlog import LOG
 from toolkit.run.sealing import put_in_place
 
+UNFINISHED = ".unfinished"  # ends the name of the folder while it is written
+
 
 @contextmanager
 def replacing(run: RunDir, console: Console) -> Iterator[Path]:
@@ -24,7 +26,7 @@ def replacing(run: RunDir, console: Console) -> Iterator[Path]:
     the block ends by an internal error, and goes when it ends otherwise. Raises UserError where another process holds
     the directory.
     """
-    folder = run.path.with_name(f"{run.path.name}.unfinished")
+    folder = run.path.with_name(f"{run.path.name}{UNFINISHED}")
     with run.locked():
         shutil.rmtree(folder, ignore_errors=True)
         LOG.open(folder / run.log.name, console)

@@ -6,6 +6,7 @@ written last.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from contextlib import AbstractContextManager
@@ -30,6 +31,7 @@ EVENTS, ANSWERS = "events.jsonl", "answers.jsonl"
 WEIGHTS = "adapter_model.safetensors"
 OTHER_RUNS = "--runs DIR"
 STARTED_FROM = "_adapter"  # ends the condition that names the hash of another stage's adapter
+MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}(\.\d+)?$")  # ends the name of a folder that `move_aside` renamed
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
@@ -156,7 +158,7 @@ class RunDir:
         return True
 
     def move_aside(self) -> Path | None:
-        """Renames a directory that holds anything; None when there is nothing."""
+        """Renames a directory that holds anything, to a name as MOVED_ASIDE has it; None when there is nothing."""
         if not self.path.exists() or not any(self.path.iterdir()):
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.path.stat().st_mtime))

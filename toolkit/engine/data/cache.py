@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -21,7 +22,6 @@ from typing import Any
 
 import datasets
 
-from toolkit import env
 from toolkit.data.masking import Masking
 from toolkit.data.sets import is_local_file
 from toolkit.data.sources import find_files
@@ -30,6 +30,7 @@ from toolkit.errors import UserError
 from toolkit.files import digest
 from toolkit.recipe.schema import Recipe, Source, StageSection
 from toolkit.recipe.stages import RowKind
+from toolkit.run import caches
 
 CODE = (
     "data/accounting data/json_stream data/masking data/reasons data/rows data/schemas data/selection data/sets "
@@ -37,7 +38,6 @@ CODE = (
 )
 LIBRARIES = ("tokenizers", "jinja2", "datasets")
 INDEX = "entry.json"
-ABANDONED_SECONDS = 24 * 3600
 ATTEMPTS = 5  # to put an entry in place of a damaged one, while others do the same
 _CHUNK = 2**20
 
@@ -84,6 +84,8 @@ class Entry:
 def load(key: str) -> Entry | None:
     """The entry of that name; None where there is none or it is damaged."""
     folder = _folder() / key
+    with contextlib.suppress(OSError):
+        os.utime(folder)  # when it was last used
     try:
         index = json.loads((folder / INDEX).read_text())
         found = Entry(folder, list(index["files"]), index["facts"])
@@ -104,7 +106,7 @@ def make(key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
     try:
         _folder().mkdir(parents=True, exist_ok=True)
         _sweep()
-        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=_folder()))
+        temporary = Path(tempfile.mkdtemp(prefix=caches.MAKING, dir=_folder()))
     except OSError as error:
         raise _not_written(error) from None
     try:
@@ -129,7 +131,7 @@ def _settled(made: Path, key: str) -> Entry:
                 raise
         if entry := load(key):
             return entry
-        aside = Path(tempfile.mkdtemp(prefix=".making-", dir=_folder()))
+        aside = Path(tempfile.mkdtemp(prefix=caches.MAKING, dir=_folder()))
         with contextlib.suppress(FileNotFoundError):  # another process took the damaged one away first
             (_folder() / key).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -191,13 +193,13 @@ def _content(recipe: Recipe, source: Source) -> Any:
 
 
 def _folder() -> Path:
-    return env.cache_folder() / "data"
+    return caches.prepared_rows()
 
 
 def _sweep() -> None:
     """Removes what killed runs left."""
-    for leftover in _folder().glob(".making-*"):
-        if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+    for leftover in _folder().glob(f"{caches.MAKING}*"):
+        if time.time() - leftover.stat().st_mtime > caches.ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -32,7 +32,7 @@ from rich.markup import escape
 
 from toolkit import env, files
 from toolkit.engine.base.model import device_name
-from toolkit.run import manifest
+from toolkit.run import caches, manifest
 
 CODE = ("precompute.py", "cache.py")
 ENTRIES = 50  # the newest stay; 40,000 pairs take 0.3 MB
@@ -201,17 +201,19 @@ def fingerprint(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def folder() -> Path:
-    return env.cache_folder() / "reference"
+    return caches.log_probs()
 
 
 def _file(key: str) -> Path:
-    return folder() / f"{key}.logps"
+    return folder() / f"{key}{caches.LOG_PROBS}"
 
 
 def _prune() -> None:
     """Deletes all but the newest entries. One in use is among those, or else is written to its end unseen."""
     with contextlib.suppress(FileNotFoundError):  # another process prunes too
-        for path in sorted(folder().glob("*.logps"), key=lambda path: path.stat().st_mtime)[:-ENTRIES]:
+        for path in sorted(folder().glob(f"*{caches.LOG_PROBS}"), key=lambda path: path.stat().st_mtime)[
+            :-ENTRIES
+        ]:
             path.unlink()
 
 

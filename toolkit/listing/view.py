@@ -1,0 +1,114 @@
+"""The list on the screen, a line a run, or as JSON; and what is to be removed, with the room that it makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from toolkit.console.panel import duration
+from toolkit.listing.entries import Entry
+from toolkit.listing.removal import Removal
+from toolkit.recipe import stages
+from toolkit.report.measures import OF_ANSWERS, OF_HELD_OUT
+
+COLOURS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "not begun": "dim"}  # else red
+HEADS = ("run", "outcome", "when (UTC)", "steps", "last", "held out", "time", "size", "from")
+RIGHT = {"steps", "time", "size"}
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def show(entries: Sequence[Entry], console: Console) -> None:
+    """A table on a terminal; elsewhere columns of the same, a run a line however long, so that grep finds it."""
+    _grid([HEADS, *map(_cells, entries)], console)
+    console.print(f"[dim]{_count(entries, 'run')}, {room(entries)}[/]")
+
+
+def as_json(entries: Iterable[Entry]) -> str:
+    return json.dumps([entry.to_dict() for entry in entries], indent=2)
+
+
+def show_removals(removals: Sequence[Removal], kept: Iterable[str], console: Console) -> None:
+    rows = [(size(one.size_bytes), one.name, one.why) for one in removals]
+    if rows:
+        _grid([("size", "to be removed", "why"), *rows], console)
+    for line in kept:
+        console.print(f"[yellow]{escape(line)}[/]")
+
+
+def room(found: Iterable[Entry | Removal]) -> str:
+    return size(sum(one.size_bytes for one in found))
+
+
+def size(num_bytes: int) -> str:
+    """`12 KiB`, `1.4 GiB`: two digits or more."""
+    value, unit = float(num_bytes), 0
+    while value >= 1000 and unit + 1 < len(UNITS):
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {UNITS[unit]}" if unit and value < 10 else f"{value:.0f} {UNITS[unit]}"
+
+
+def _count(found: Sequence[object], what: str) -> str:
+    return f"{len(found):,} {what}{'s' * (len(found) != 1)}"
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    return (
+        entry.full_name,
+        entry.outcome,
+        f"{entry.when:%Y-%m-%d %H:%M}" if entry.when else "-",
+        "-" if entry.num_steps is None else f"{entry.num_steps:,}",
+        _last(entry),
+        _held_out(entry),
+        "-" if entry.seconds is None else duration(entry.seconds),
+        size(entry.size_bytes),
+        ", ".join(entry.made_from) or "-",
+    )
+
+
+def _last(entry: Entry) -> str:
+    """The last of the curves that the live panel draws: the loss, or where there is one the margin."""
+    for field in reversed(stages.of(entry.stage).panel_fields if entry.stage in stages.names() else ()):
+        if field.has_curve and field.key in entry.last:
+            value = entry.last[field.key]
+            return f"{field.label} {'not finite' if value is None else field.style.format(value)}"
+    return "-"
+
+
+def _held_out(entry: Entry) -> str:
+    if entry.stage in stages.names():
+        fields = [field for field in stages.of(entry.stage).panel_fields if field.key in entry.held_out]
+        return (
+            f"{fields[-1].label} {fields[-1].style.format(entry.held_out[fields[-1].key])}" if fields else "-"
+        )
+    for name, values in entry.held_out.items():
+        how = (OF_ANSWERS | OF_HELD_OUT)[name] if entry.stage == "compare" else OF_HELD_OUT[name]
+        shown = ("-" if value is None else how.text(value) for value in values.values())
+        return f"{how.label} {', '.join(shown)}"
+    return "-"
+
+
+def _grid(rows: Sequence[tuple[str, ...]], console: Console) -> None:
+    heads = rows[0]
+    if not console.file.isatty():
+        widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+        for row in rows:
+            line = "  ".join(
+                cell.rjust(width) if head in RIGHT else cell.ljust(width)
+                for head, cell, width in zip(heads, row, widths, strict=True)
+            )
+            console.print(escape(line.rstrip()))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right" if head in RIGHT else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(_coloured(head, cell) for head, cell in zip(heads, row, strict=True)))
+    console.print(table)
+
+
+def _coloured(head: str, cell: str) -> str:
+    return f"[{COLOURS.get(cell, 'bold red')}]{escape(cell)}[/]" if head == "outcome" else escape(cell)
