@@ -104,12 +104,10 @@ def removals(entries: Sequence[Entry], arguments: argparse.Namespace) -> tuple[l
 
 def agreed(found: Sequence[Removal], console: Console, yes: bool) -> bool:
     """Whether to go on: by --yes, or by the answer. Raises UserError where nobody can be asked."""
-    question = f"remove {len(found):,}, which makes {view.room(found)} of room?"
+    what = f"remove {len(found):,}, which makes {view.room(found)} of room"
     if yes:
         return True
     if not (sys.stdin and sys.stdin.isatty() and console.file.isatty()):
-        raise UserError(
-            f"nothing was removed: {question} There is no terminal to ask on; --yes removes without asking"
-        )
-    console.print(f"{question} \\[y/N] ", end="")
+        raise UserError(f"nothing was removed: no terminal to ask on whether to {what}; --yes does not ask")
+    console.print(f"{what}? \\[y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -18,12 +18,16 @@ from toolkit.report.measures import OF_ANSWERS, OF_HELD_OUT
 COLOURS = {"finished": "green", "running": "cyan", "interrupted": "yellow", "not begun": "dim"}  # else red
 HEADS = ("run", "outcome", "when (UTC)", "steps", "last", "held out", "time", "size", "from")
 RIGHT = {"steps", "time", "size"}
+FOLDED = {"held out": 16, "from": 16}  # columns that may take several lines, and their least width
+GIVES_WAY = ("time", "steps", "from", "held out", "last")  # on a narrow terminal, in this order
+GAP = 2
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def show(entries: Sequence[Entry], console: Console) -> None:
     """A table on a terminal; elsewhere columns of the same, a run a line however long, so that grep finds it."""
-    _grid([HEADS, *map(_cells, entries)], console)
+    if entries:
+        _grid([HEADS, *map(_cells, entries)], console)
     console.print(f"[dim]{_count(entries, 'run')}, {room(entries)}[/]")
 
 
@@ -92,22 +96,28 @@ def _held_out(entry: Entry) -> str:
 
 
 def _grid(rows: Sequence[tuple[str, ...]], console: Console) -> None:
-    heads = rows[0]
+    """Rows under the heads that the first one holds."""
+    columns = {head: [row[place] for row in rows] for place, head in enumerate(rows[0])}
+    widths = {head: max(map(len, cells)) for head, cells in columns.items()}
     if not console.file.isatty():
-        widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
         for row in rows:
-            line = "  ".join(
-                cell.rjust(width) if head in RIGHT else cell.ljust(width)
-                for head, cell, width in zip(heads, row, widths, strict=True)
-            )
-            console.print(escape(line.rstrip()))
+            cells = zip(widths.items(), row, strict=True)
+            line = (cell.rjust(wide) if head in RIGHT else cell.ljust(wide) for (head, wide), cell in cells)
+            console.print(escape((" " * GAP).join(line).rstrip()))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for head in heads:
-        table.add_column(head, justify="right" if head in RIGHT else "left", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*(_coloured(head, cell) for head, cell in zip(heads, row, strict=True)))
+    least = {head: min(wide, FOLDED.get(head, wide)) + GAP for head, wide in widths.items()}
+    left_out = []
+    for head in GIVES_WAY:
+        if sum(least.values()) - GAP > console.width and least.pop(head, 0):
+            left_out.append(head)
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    for head in least:
+        table.add_column(head, justify="right" if head in RIGHT else "left", no_wrap=head not in FOLDED)
+    for place in range(1, len(rows)):
+        table.add_row(*(_coloured(head, columns[head][place]) for head in least))
     console.print(table)
+    if left_out:
+        console.print(f"[dim]a wider terminal, or --json, also shows: {', '.join(left_out)}[/]")
 
 
 def _coloured(head: str, cell: str) -> str:
