@@ -121,7 +121,6 @@ def measure_ours(rows: Path, tokenizer: Path) -> dict[str, Any]:
     env.prepare("expandable_segments:True", use_gpu=False)
     from toolkit.engine.data import preparation
 
-    preparation.ROWS_A_PROCESS = 10**9  # one process
     loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
     started, wall = time.process_time(), time.perf_counter()
     masking = preparation.masking_of(recipe.section("sft"), loaded)
