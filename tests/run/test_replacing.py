@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from toolkit.errors import UserError
+from toolkit.errors import Interrupted, UserError
 from toolkit.run.replacing import replacing
 from toolkit.run.rundir import RunDir
 from toolkit.run.runlog import LOG
@@ -37,7 +37,9 @@ def test_the_earlier_one_is_moved_aside_once_the_new_one_is_complete(run: RunDir
     assert aside in console.export_text()
 
 
-@pytest.mark.parametrize("error", [UserError("no such task"), KeyboardInterrupt(), ZeroDivisionError()])
+@pytest.mark.parametrize(
+    "error", [UserError("no such task"), Interrupted(15, "stopped"), KeyboardInterrupt(), ZeroDivisionError()]
+)
 def test_one_that_fails_leaves_the_earlier_one_and_a_log_only_of_an_internal_error(
     run: RunDir, error: BaseException
 ) -> None:

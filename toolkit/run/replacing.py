@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from toolkit.errors import UserError
+from toolkit.errors import Interrupted, UserError
 from toolkit.run.rundir import RunDir
 from toolkit.run.runlog import LOG
 from toolkit.run.sealing import put_in_place
@@ -33,7 +33,7 @@ def replacing(run: RunDir, console: Console) -> Iterator[Path]:
             moved = run.move_aside()
             put_in_place(folder, run.path)
             LOG.path = run.log
-        except (UserError, KeyboardInterrupt):
+        except (UserError, Interrupted, KeyboardInterrupt):
             LOG.close_file()
             shutil.rmtree(folder, ignore_errors=True)
             raise
