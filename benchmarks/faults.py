@@ -149,6 +149,7 @@ class Base:
         """Each command once, from a cold cache; training also as its script, which has to make the same."""
         rows = ({"instruction": f"What is {n}?", "output": f"It is {7 * n}."} for n in range(MANY_ROWS))
         (self.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (self.folder / "cache").mkdir()
         for name, subject in SUBJECTS.items():
             runs = self.folder / ("many" if name == "prepare" else "runs")
             self.seconds[name] = self._undisturbed(name, runs, self.folder / "cache", as_script=False)
@@ -344,6 +345,8 @@ def flip(trial: Trial) -> Running:
             stream.write(bytes([byte ^ bit]))
         trial.faults[-1].state += f", {file.relative_to(trial.folder)} byte {place}"
         trial.may_refuse = True
+    else:
+        trial.faults[-1].is_late = True  # nothing is there yet
     running = trial.start()
     running.ends_within(LONGEST_SECONDS)
     return running

@@ -29,6 +29,8 @@ class Running:
     ):
         self.out, self.err = folder / "out.txt", folder / "err.txt"
         self.code: int | None = None
+        self.out.write_text("")
+        self.err.write_text("")
         environment = {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
         self.started = time.monotonic()
         if as_script:
@@ -118,6 +120,8 @@ def _become(words: list[str], environment: dict[str, str], out: Path, err: Path,
         code = 0
     except SystemExit as ended:
         code = ended.code or 0
+    except KeyboardInterrupt:  # before the script could say how it takes one
+        code = 128 + signal.SIGINT
     except BaseException:
         traceback.print_exc()
     with contextlib.suppress(BaseException):
