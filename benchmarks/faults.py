@@ -15,8 +15,8 @@ after the other, and then the same command undisturbed:
 - clock: times of all files set to any year, and the process's clock moved by years while it runs
 
 A command runs in a fork of a process that has imported the libraries, because most of a short run is that import; one
-in eight runs as its script, and so do the undisturbed runs that all others are held against. After a flipped bit a
-command may refuse, with its message, for good.
+in sixteen runs as its script, and so does one of the undisturbed runs. After a flipped bit a command may refuse, with
+its message, for good.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ SUBJECTS = {
     "prepare": Subject("run_sft.py", ("--set", "sft.datasets.0.path=ROWS"), (), "sft", WEIGHTS, 1),
 }
 TRAINED = ("sft", "dpo")
+PHASES = (("sft", "prepare"), ("dpo",), ("compare", "eval", "export", "merge"))  # made one after the other
 # The mark is made of the hashes of the others; the card quotes reports, which nobody seals.
 UNSEALED = ("complete.json", "README.md")
 TIMES = ("seconds", "tokens_per_second", "wall_seconds")
@@ -146,28 +147,40 @@ class Base:
     made: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def make(self) -> None:
-        """Each command once, from a cold cache; training also as its script, which has to make the same."""
+        """Each command once, from a cold cache; SFT also as its script, which has to make the same."""
         rows = ({"instruction": f"What is {n}?", "output": f"It is {7 * n}."} for n in range(MANY_ROWS))
         (self.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (self.folder / "cache").mkdir()
-        for name, subject in SUBJECTS.items():
-            runs = self.folder / ("many" if name == "prepare" else "runs")
-            self.seconds[name] = self._undisturbed(name, runs, self.folder / "cache", as_script=False)
-            self.made[name] = made(subject, runs)
-            print(f"{name}: {self.seconds[name]:.1f} s, undisturbed", flush=True)
+        script = self._start("sft", "as-script", as_script=True)
+        for names in PHASES:
+            running = {
+                name: self._start(name, "many" if name == "prepare" else "runs")
+                for name in names
+                if name in SUBJECTS
+            }
+            while {one.ends_within(0.02) for one in running.values()} - {True}:
+                pass
+            for name, one in running.items():
+                self.seconds[name] = one.seconds
+                self.made[name] = self._made(name, one)
+                print(f"{name}: {one.seconds:.1f} s, undisturbed", flush=True)
+        script.ends_within(LONGEST_SECONDS)
+        if self._made("sft", script) != self.made["sft"]:
+            sys.exit("sft makes other weights in a fork than as its script")
         for name in TRAINED:
-            again = self.folder / "as-script"
-            self._undisturbed(name, again, self.folder / "as-script.cache", as_script=True)
-            if made(SUBJECTS[name], again) != self.made[name]:
-                sys.exit(f"{name} makes other weights in a fork than as its script")
             self._halfway(name)
 
-    def _undisturbed(self, name: str, runs: Path, cache: Path, as_script: bool) -> float:
-        """The seconds that a command took."""
-        running = Running(self.command(SUBJECTS[name], runs), self.folder, cache, as_script)
-        if not running.ends_within(LONGEST_SECONDS) or running.wrong((0,)):
-            sys.exit(f"{name}, undisturbed: {running.out.read_text()}{running.err.read_text()}")
-        return time.monotonic() - running.started
+    def _start(self, name: str, place: str, as_script: bool = False) -> Running:
+        said, cache = self.folder / f"said-{name}-{place}", "cache" if place == "runs" else f"{place}.cache"
+        said.mkdir()
+        return Running(
+            self.command(SUBJECTS[name], self.folder / place), said, self.folder / cache, as_script
+        )
+
+    def _made(self, name: str, running: Running) -> dict[str, str]:
+        if problem := running.wrong((0,)):
+            sys.exit(f"{name}, undisturbed: {problem}: {running.said()}")
+        return made(SUBJECTS[name], Path(running.words[running.words.index("--runs") + 1]))
 
     def _halfway(self, name: str) -> None:
         """A run as a kill behind its last checkpoint but one leaves it."""
@@ -238,9 +251,7 @@ class Trial:
             self.faults[-1].wrong = running.wrong(allowed) or self._differs(running)
         if any(fault.wrong for fault in self.faults):
             running.signal(signal.SIGKILL)
-            self.tail = (running.out.read_text(errors="replace") + running.err.read_text(errors="replace"))[
-                -1500:
-            ]
+            self.tail = running.said()[-1500:]
 
     def _begin(self, kind: str) -> None:
         """From nothing, from a checkpoint, or where it is finished already and a kill would come too late."""
@@ -262,7 +273,7 @@ class Trial:
     def start(self, runs: Path | None = None, jump: Jump | None = None, place: str = "") -> Running:
         folder = self.base.folder / f"said-{self.number}{place}"  # not on the disk that is full
         folder.mkdir(exist_ok=True)
-        as_script = jump is None and self.dice.random() < 1 / 8
+        as_script = jump is None and self.dice.random() < 1 / 16
         return Running(
             self.base.command(self.subject, runs or self.runs), folder, self.cache, as_script, jump
         )

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-LONGEST_SECONDS = 300  # a command that takes longer hangs
+LONGEST_SECONDS = 1800  # a command that takes longer hangs
 Jump = tuple[float, float]  # seconds by which the clock is moved, and the second of the run at which it is
 
 
@@ -27,6 +27,7 @@ class Running:
     def __init__(
         self, words: list[str], folder: Path, cache: Path, as_script: bool, jump: Jump | None = None
     ):
+        self.words, self.seconds = words, 0.0
         self.out, self.err = folder / "out.txt", folder / "err.txt"
         self.code: int | None = None
         self.out.write_text("")
@@ -57,6 +58,7 @@ class Running:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
+                self.seconds = time.monotonic() - self.started
             elif time.monotonic() > until:
                 return False
             else:
@@ -77,8 +79,10 @@ class Running:
 
     def wrong(self, allowed: tuple[int, ...]) -> str | None:
         """What of the rule its end breaks, short of what it left."""
-        said = self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
-        return judged(self.code, allowed, said)
+        return judged(self.code, allowed, self.said())
+
+    def said(self) -> str:
+        return self.out.read_text(errors="replace") + self.err.read_text(errors="replace")
 
 
 def _is_of(process: psutil.Process, group: int) -> bool:

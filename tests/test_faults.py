@@ -40,8 +40,9 @@ def campaign(
 ) -> list[faults.Fault]:
     (folder / "script.py").write_text(SCRIPT.format(breaks=breaks))
     subject = faults.Subject(str(folder / "script.py"), (), ("source",), "sft", faults.WEIGHTS)
-    (folder / "runs/tiny/source").mkdir(parents=True)
-    (folder / "runs/tiny/source/file").write_text("right")
+    for place in ("runs", "as-script"):
+        (folder / place / "tiny/source").mkdir(parents=True)
+        (folder / place / "tiny/source/file").write_text("right")
     monkeypatch.setattr(faults, "SUBJECTS", {"sft": subject})
     monkeypatch.setattr(faults, "TRAINED", ())
     base = faults.Base(folder, small_disks=False)
