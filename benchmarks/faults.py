@@ -326,9 +326,10 @@ def _signalled(trial: Trial, send: Callable[[Running], None]) -> Running:
 
 
 def disk(trial: Trial) -> Running:
-    used, most = (sum(path.stat().st_size for path in found) for found in (trial.files(), _whole(trial)))
-    room = used + int(trial.dice.uniform(0, 1.1) * most) + 2**16
-    resize(trial.folder, room)
+    disk = os.statvfs(trial.folder)
+    most = sum(path.stat().st_size for path in _whole(trial))
+    used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+    resize(trial.folder, used + int(trial.dice.uniform(0, 1.1) * most) + disk.f_frsize)
     try:
         running = trial.start()
         running.ends_within(LONGEST_SECONDS)
