@@ -49,7 +49,7 @@ from benchmarks.forks import LONGEST_SECONDS, Jump, Running  # noqa: E402
 
 MOST_FAULTS = 3  # of one trial
 MANY_ROWS = 3000
-ROOM_MIB = 512
+ROOM_MIB = 2048  # of a trial's disk; an export asks for half a GiB before it begins
 WEIGHTS = "adapter/adapter_model.safetensors"
 SETTINGS = (
     "lora.lora_dropout=0.1",
@@ -477,7 +477,8 @@ def campaign(base: Base, wanted: int, minutes: float, workers: int, seed: int, k
                 for one in (one for one in given if one.wrong):
                     exceptions.append(asdict(one) | {"tail": tail})
                     print(f"EXCEPTION {one}\n{tail}", flush=True)
-                print(f"{len(faults):>4} faults, {len(exceptions)} exceptions", flush=True)
+                told = ", ".join(f"{one.kind} of {one.subject} (exit {one.code})" for one in given)
+                print(f"{len(faults):>4} faults, {len(exceptions)} exceptions: {told}", flush=True)
     return {
         "faults": len(faults),
         "exceptions": exceptions,
