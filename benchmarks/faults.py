@@ -251,7 +251,7 @@ class Trial:
             self.faults[-1].wrong = running.wrong(allowed) or self._differs(running)
         if any(fault.wrong for fault in self.faults):
             running.signal(signal.SIGKILL)
-            self.tail = running.said()[-1500:]
+            self.tail = running.said()[-1500:].replace(str(self.base.folder), "")
 
     def _begin(self, kind: str) -> None:
         """From nothing, from a checkpoint, or where it is finished already and a kill would come too late."""

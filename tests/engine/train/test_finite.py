@@ -95,7 +95,12 @@ def test_states_of_8_bits_are_looked_at_too(kind: str, tmp_path: Path) -> None:
     optimizer.step()
     args = SimpleNamespace(output_dir=str(tmp_path), learning_rate=1e-3, max_grad_norm=1.0)
     trainer = SimpleNamespace(
-        model=model, optimizer=optimizer, args=args, ran=[], state=SimpleNamespace(global_step=1)
+        model=model,
+        optimizer=optimizer,
+        args=args,
+        ran=[],
+        state=SimpleNamespace(global_step=1, log_history=[]),
+        divergence=None,
     )
     finite.check_weights(trainer)
     state = optimizer.state[model.weight]
