@@ -86,6 +86,7 @@ GIVEN = {
         "{stage}.datasets=[{{path: {stage}.jsonl, weight: 1}}, {{path: held_out_{stage}.jsonl, weight: 1}}]"
     ],
     "eval_steps": ["{stage}.eval_rows=3"],
+    "label_smoothing": ["{stage}.loss_type=robust"],
 }
 
 # Another value, where it does not follow from the type.

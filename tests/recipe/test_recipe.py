@@ -43,6 +43,11 @@ def problems(*overrides: str, recipe: str = "tiny") -> str:
         ("sft.datasets=[", "not valid YAML"),
         ("sft.report_to=[tensorbord]", "'tensorboard' or 'wandb'"),
         ("sft.eval_rows=5", "eval_datasets and eval_rows are both set"),
+        (
+            "dpo.label_smoothing=0.1",
+            "loss_type sigmoid has none: take loss_type robust, or label_smoothing 0",
+        ),
+        ("dpo.loss_type=aot", "got 'aot': Input should be 'sigmoid', 'robust'"),
         ("memory.per_device_train_batch_size=3", "accumulation must be whole"),
         ("compare.measures.brief=(", "--set compare.measures.brief: got '(': not a regular expression"),
         ("compare.measures={a|b: x}", "compare.measures: got 'a|b': String should match pattern"),

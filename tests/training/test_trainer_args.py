@@ -54,7 +54,8 @@ def test_a_recipe_value_arrives(stage: str, override: str, keyword: str, value: 
 
 def test_the_values_of_one_stage_only() -> None:
     assert arguments("dpo", "dpo.beta=0.3")["beta"] == 0.3
-    assert arguments("dpo", "dpo.label_smoothing=0.1")["loss_type"] == ["robust"]
+    robust = arguments("dpo", "dpo.loss_type=robust", "dpo.label_smoothing=0.1")
+    assert (robust["loss_type"], robust["label_smoothing"]) == (["robust"], 0.1)
     assert arguments("sft", "sft.packing=true")["packing"] is True
 
 

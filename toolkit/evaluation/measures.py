@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from toolkit.evaluation import calibration
 from toolkit.evaluation.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, PerRow, Resampled
+from toolkit.recipe.dpo_losses import LOSSES, DpoLoss
 from toolkit.records.evaluation_report import (
     CalibrationError,
     Evaluation,
@@ -37,8 +38,8 @@ class Rows:
     """What was measured row by row, by model; arrays of shape (rows,) in the order of the held-out rows.
 
     `losses` are -log pi summed over the trained tokens of a conversation, `num_tokens` how many those are. `chosen`
-    and `rejected` are log pi of a whole reply. `reference` is chosen less rejected of the reference that `rewarded`
-    was trained against, None where it is not there.
+    and `rejected` are log pi of a whole reply. `reference` is the `gap` of the reference that `rewarded` was trained
+    against by `loss`, None where it is not there.
     """
 
     losses: dict[str, Floats] = field(default_factory=dict)
@@ -51,13 +52,24 @@ class Rows:
     pair_sources: list[str] = field(default_factory=list)
     reference: Floats | None = None
     beta: float | None = None
+    loss: DpoLoss = "sigmoid"
     rewarded: str | None = None
+
+    def gap(self, chosen: Floats, rejected: Floats) -> Floats:
+        """Log-probs of the chosen replies less those of the rejected, a token where the loss takes them so."""
+        if LOSSES[self.loss].per_token:
+            return chosen / self.chosen_tokens - rejected / self.rejected_tokens
+        return chosen - rejected
 
     def margins(self, model: str) -> Floats | None:
         """Implicit reward of chosen less that of rejected: Rafailov et al. (2023), equation 7. Of `rewarded` only."""
         if model != self.rewarded or model not in self.chosen or self.reference is None or self.beta is None:
             return None
-        return self.beta * (self.chosen[model] - self.rejected[model] - self.reference)
+        return self.beta * (self.gap(self.chosen[model], self.rejected[model]) - self.reference)
+
+    def log_odds(self, model: str) -> Floats | None:
+        """The margins, where they say how probable it is that chosen is preferred."""
+        return self.margins(model) if LOSSES[self.loss].log_odds else None
 
     def conversations(self, model: str) -> dict[str, PerRow]:
         """Measures over the held-out conversations, in nats."""
@@ -72,8 +84,9 @@ class Rows:
             measures = {
                 "preference_accuracy": PerRow.fraction(margins > 0),
                 "preference_margin": PerRow.mean(margins),
-                **calibration.per_row(margins),
             }
+        if (log_odds := self.log_odds(model)) is not None:
+            measures |= calibration.per_row(log_odds)
         chosen, rejected = self.chosen[model], self.rejected[model]
         per_token = chosen / self.chosen_tokens - rejected / self.rejected_tokens
         return measures | {
@@ -134,7 +147,7 @@ def summary(rows: Rows, models: Sequence[str], seed: int) -> Evaluation:
         if by_source[model]:
             found_by_source = {name: HeldOutMeasures(**found) for name, found in by_source[model].items()}
             measured[model]["by_source"] = found_by_source
-        if (margins := rows.margins(model)) is not None:
+        if (margins := rows.log_odds(model)) is not None:
             error = calibration.calibration_error(margins, seed)
             measured[model]["calibration_error"] = CalibrationError(**error)  # type: ignore[arg-type]
             measured[model]["reliability"] = [

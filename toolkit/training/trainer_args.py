@@ -38,7 +38,9 @@ def dpo(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "dpo"
     return _common(recipe, stage, section, settings, output_dir) | {
         "beta": section.beta,
         "label_smoothing": section.label_smoothing,
-        "loss_type": ["sigmoid"] if section.label_smoothing == 0 else ["robust"],
+        "loss_type": [section.loss_type],
+        "loss_weights": None,
+        "discopop_tau": 0.05,  # as its paper found
         "f_divergence_type": "reverse_kl",
         "ld_alpha": None,
         "use_weighting": False,

@@ -169,8 +169,8 @@ class _Measuring:
             )
         section = self.recipe.section(rewarded.name)
         assert isinstance(section, Dpo)
-        rows.reference = measured[reference][0] - measured[reference][1]
-        rows.rewarded, rows.beta = rewarded.name, section.beta
+        rows.rewarded, rows.beta, rows.loss = rewarded.name, section.beta, section.loss_type
+        rows.reference = rows.gap(*measured[reference])
         return None
 
     def _held_out(self, stage: Stage) -> Dataset | None:
