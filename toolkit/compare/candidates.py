@@ -29,10 +29,11 @@ def choose(recipe: Recipe, run: RunDir, names: str | None) -> dict[str, Path | N
     names, stages that are not finished or continued another adapter than stands there, adapters of another base.
     """
     if names is None:
-        finished = [stage for stage in stages.names() if run.of(stage).finished_with() is not None]
+        finished = [stage for stage in stages.answering() if run.of(stage).finished_with() is not None]
         if not finished:
-            adapters = (str(run.of(stage.name).adapter) for stage in recipe.stages())
-            commands = (f"`python run_{stage.name}.py --recipe {recipe.name}`" for stage in recipe.stages())
+            asked_of = [stage.name for stage in recipe.stages() if stage.answers]
+            adapters = (str(run.of(name).adapter) for name in asked_of)
+            commands = (f"`python run_{name}.py --recipe {recipe.name}`" for name in asked_of)
             raise UserError(
                 f"nothing to compare: no finished adapter in {' or '.join(adapters)}; "
                 f"run {' and '.join(commands)} first"
@@ -41,7 +42,7 @@ def choose(recipe: Recipe, run: RunDir, names: str | None) -> dict[str, Path | N
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not asked:
         raise UserError(
-            f"--models {names!r} names no model: take {BASE}, {', '.join(stages.names())} or paths"
+            f"--models {names!r} names no model: take {BASE}, {', '.join(stages.answering())} or paths"
         )
     folders: dict[str, Path | None] = {}
     problems = []
@@ -96,7 +97,7 @@ def check_fits(recipe: Recipe, folder: Path) -> None:
 
 
 def _folder(recipe: Recipe, run: RunDir, name: str) -> Path:
-    if name in stages.names():
+    if name in stages.answering():
         trained = run.of(name)
         if trained.finished_with() is None:
             raise UserError(
@@ -113,7 +114,7 @@ def _folder(recipe: Recipe, run: RunDir, name: str) -> Path:
 
 def _check_made(run: RunDir, folder: Path) -> None:
     """Raises UserError for a stage's adapter, however it was named, that is not to be used."""
-    for stage in stages.names():
+    for stage in stages.answering():
         trained = run.of(stage)
         if trained.adapter.exists() and folder.samefile(trained.adapter):
             trained.check_adapter()
@@ -126,22 +127,22 @@ def _unknown(name: str, path: Path) -> str:
             f"; there are {', '.join(inside)}" if inside else " (adapter_config.json)"
         )
     beside = [str(found) for found in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(name, [BASE, *stages.names(), *beside], n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, [BASE, *stages.answering(), *beside], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    known = ", ".join((BASE, *stages.names()))
+    known = ", ".join((BASE, *stages.answering()))
     return f"no such model and no such folder; {hint}Known: {known}, or the path of an adapter"
 
 
 def _labelled(folders: dict[str, Path | None]) -> dict[str, Path | None]:
     """Names as short as they can be and stay different: the end of the path, longer where two would be alike."""
     parts = {
-        name: [name] if name in (BASE, *stages.names()) else _telling_parts(folder)
+        name: [name] if name in (BASE, *stages.answering()) else _telling_parts(folder)
         for name, folder in folders.items()
         if folder is not None or name == BASE
     }
     taken: dict[str, str] = {}
     for name in sorted(
-        parts, key=lambda name: name not in (BASE, *stages.names())
+        parts, key=lambda name: name not in (BASE, *stages.answering())
     ):  # the plain names stay theirs
         candidates = ["-".join(parts[name][-count:]) for count in range(1, len(parts[name]) + 1)]
         candidates += [f"{candidates[-1]}-{number}" for number in range(2, len(parts) + 2)]

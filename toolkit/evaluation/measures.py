@@ -137,7 +137,7 @@ def summary(rows: Rows, models: Sequence[str], seed: int) -> Evaluation:
             paired[f"{one}_vs_{other}"] |= {
                 name: PairedMeasure(*together.difference((one, name), (other, name))) for name in shared
             }
-        for source, chosen in _of_each(sources).items():
+        for source, chosen in of_each(sources).items():
             of_source = _together(per_row, seed, chosen)
             for model in models:
                 if per_row[model]:
@@ -187,7 +187,7 @@ def _intervals(resampled: Resampled, model: str, names: Iterable[str]) -> dict[s
     return found
 
 
-def _of_each(sources: list[str]) -> dict[str, NDArray[np.bool_]]:
+def of_each(sources: list[str]) -> dict[str, NDArray[np.bool_]]:
     """Which rows are of each source, the most frequent first; {} when all are of one."""
     names, counted = np.array(sources), Counter(sources).most_common()
     if len(counted) < 2:

@@ -12,7 +12,7 @@ from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.run.rundir import RunDir
 
-MODELS = ("base", *stages.names())  # in the order in which one comes from the other
+MODELS = ("base", *stages.answering())  # in the order in which one comes from the other
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def choose(recipe: Recipe, run: RunDir, arguments: argparse.Namespace) -> Scope:
 
 def _models(recipe: Recipe, run: RunDir, asked: str | None) -> tuple[tuple[str, ...], list[str]]:
     """The models asked for, else every one there is; and what is wrong with them."""
-    sections = {name: getattr(recipe, name) for name in stages.names()}
+    sections = {name: getattr(recipe, name) for name in stages.answering()}
     finished = [name for name in sections if sections[name] and run.of(name).finished_with() is not None]
     names = [name.strip() for name in asked.split(",")] if asked else ["base", *finished]
     problems = [

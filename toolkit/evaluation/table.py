@@ -11,6 +11,7 @@ from rich.table import Table
 
 from toolkit.recipe import stages
 from toolkit.records.evaluation_report import Evaluation, Measure, ModelMeasures, PairedMeasure, TaskMeasure
+from toolkit.records.run_report import PairScores
 
 Models = Mapping[str, ModelMeasures]
 
@@ -92,6 +93,29 @@ def calibration_lines(models: Models) -> list[str]:
                 f"margins that mean what they say stay below a calibration error of "
                 f"{100 * error.calibrated_high:.1f} % on {error.num_rows or 0:,} pairs"
             )
+    return lines
+
+
+SCORES = {  # measures of `PairScores`, as they are shown
+    "accuracy": Shown("held-out accuracy", "%", 1),
+    "margin": Shown("margin of score", "", 1),
+    "accuracy_chosen_shorter": Shown("accuracy where chosen is the shorter", "%", 1),
+    "accuracy_chosen_longer": Shown("accuracy where chosen is the longer", "%", 1),
+    "length_correlation": Shown("correlation of score and length", "", 0),
+}
+
+
+def score_lines(found: PairScores) -> list[str]:
+    """One line a measure of a reward model on held-out pairs, with 95 % intervals, and one a source."""
+    lines = [
+        f"[bold]{how.label}[/] {_cell(how, measure, ' ')} [dim]{measure.num_rows or 0:,} pairs[/]"
+        for name, how in SCORES.items()
+        if (measure := getattr(found, name)) is not None
+    ]
+    for source, scores in (found.by_source or {}).items():
+        if scores.accuracy is not None:
+            cell = _cell(SCORES["accuracy"], scores.accuracy, " ")
+            lines.append(f"  {escape(source)}: {cell} [dim]{scores.accuracy.num_rows or 0:,} pairs[/]")
     return lines
 
 

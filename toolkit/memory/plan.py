@@ -119,7 +119,8 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
     at_peak = at_peak | {"context": room.context, "reserve": room.reserve}
     largest = largest_max_length(recipe, stage, phases, room.budget)
     tokens = section.effective_batch_size * stages.of(stage).sequences_per_row * section.max_length
-    seconds = _step_seconds(recipe, card, settings, tokens) if card else None
+    has_head = stages.of(stage).answers
+    seconds = _step_seconds(recipe, card, settings, tokens, has_head) if card else None
     return Plan(
         stage=stage,
         card=card.name if card else f"CPU with {ram_gib:.1f} GiB of RAM",
@@ -131,7 +132,7 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
         settings=settings,
         largest_max_length=largest,
         tokens_per_step=tokens,
-        flops_per_token=terms.flops_per_token(architecture, settings.recompute_layers),
+        flops_per_token=terms.flops_per_token(architecture, settings.recompute_layers, has_head),
         floor_seconds_per_1000_steps=None if seconds is None else 1000 * seconds,
         floor_seconds=None if seconds is None or section.max_steps is None else section.max_steps * seconds,
         fixes=() if peak <= room.budget else _fixes(recipe, stage, card, ram_gib, largest),
@@ -157,7 +158,9 @@ class _Room:
         return cls(budget, context, usable - budget)
 
 
-def _step_seconds(recipe: Recipe, card: Card, settings: Settings, tokens: int) -> float | None:
+def _step_seconds(
+    recipe: Recipe, card: Card, settings: Settings, tokens: int, has_head: bool
+) -> float | None:
     """Floor of an optimizer step over `tokens` tokens; DPO's reference pass comes on top."""
     return terms.step_seconds(
         recipe.model.architecture,
@@ -166,6 +169,7 @@ def _step_seconds(recipe: Recipe, card: Card, settings: Settings, tokens: int) -
         tokens=tokens,
         micro_batches=settings.num_micro_batches(tokens),
         recompute_layers=settings.recompute_layers,
+        has_head=has_head,
     )
 
 

@@ -205,6 +205,21 @@ class Sft(StageSection):
     ] = False
 
 
+class Reward(StageSection):
+    """A reward model: rows are pairs, and the chosen reply is to get the larger score."""
+
+    learning_rate: Annotated[
+        PositiveFloat, shapes_weights("peak of the schedule", "TRL's default for reward models")
+    ] = 1e-4
+    center_rewards_coefficient: Annotated[
+        NonNegativeFloat,
+        shapes_weights(
+            "weight of a term that pulls the scores of a pair to a mean of 0",
+            "Eisenstein et al. 2023, equation 2; the value is TRL's",
+        ),
+    ] = 0.01
+
+
 class Dpo(StageSection):
     """Direct preference optimisation: rows are pairs."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.records.evaluation_report import Measure
 from toolkit.records.record import Record
 
 
@@ -28,6 +29,26 @@ class Answers(Record):
 
     before: str | None
     after: str | None
+    note: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class SourceScores(Record):
+    """How a reward model scores pairs: the share whose chosen reply scores higher, and by how much."""
+
+    accuracy: Measure | None
+    margin: Measure | None
+
+
+@dataclass(frozen=True)
+class PairScores(SourceScores):
+    """The same of all held-out pairs, and what of it goes with length; `note` says why there is nothing."""
+
+    accuracy_chosen_shorter: Measure | None
+    accuracy_chosen_longer: Measure | None
+    length_correlation: Measure | None
+    by_source: dict[str, SourceScores] | None
     note: str | None
     seconds: float | None
 
@@ -66,3 +87,4 @@ class RunReport(Record):
     shared_prompts: dict[str, Any] | None
     answers: Answers | None
     notes: list[str] | None
+    scores: PairScores | None = None  # of a reward model, in place of answers

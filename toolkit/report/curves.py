@@ -95,6 +95,28 @@ CHARTS = {  # by the names that a stage's `charts` lists
     "log_probs": Chart(
         "Log-probabilities", "of whole replies, in nats", _replies("logps"), "0.00", mean=True
     ),
+    "score_margin": Chart(
+        "Margin", "score of chosen minus that of rejected", _both("margin"), "0.000", mean=True
+    ),
+    "pair_accuracy": Chart(
+        "Accuracy",
+        "share of pairs whose chosen reply has the larger score",
+        _both("accuracy"),
+        "0.0%",
+        "0%",
+        mean=True,
+    ),
+    "scores": Chart(
+        "Scores",
+        "smallest, mean and largest of a batch",
+        (
+            Curve("largest", "max_reward", SECOND),
+            Curve("mean", "mean_reward", TRAIN),
+            Curve("smallest", "min_reward", EVAL),
+        ),
+        "0.00",
+        mean=True,
+    ),
 }
 OPTIMIZER = (
     Chart("Learning rate", "", (Curve("learning rate", "learning_rate", TRAIN),), "%.2e", "%.1e"),

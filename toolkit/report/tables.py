@@ -10,7 +10,7 @@ from toolkit.data.reasons import Reason
 from toolkit.records.comparison_report import AnswerMeasures
 from toolkit.records.data_report import DataReport, Rows
 from toolkit.records.evaluation_report import Measure, ModelMeasures
-from toolkit.records.run_report import RunReport
+from toolkit.records.run_report import PairScores, RunReport
 from toolkit.report.run_record import RunRecord, is_of_other_weights
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
@@ -120,6 +120,32 @@ def _rows(title: str, data: Rows, max_length: int | None) -> str:
 
 def _places(places: Sequence[Any], count: int) -> str:
     return ", ".join(map(str, places)) + (", ..." if count > len(places) else "")
+
+
+def scores_section(scores: PairScores | None) -> str:
+    """How a reward model scores held-out pairs, by source too."""
+    if scores is None:
+        return ""
+    if scores.note:
+        return f'<h2>Held-out pairs</h2><p class="quiet">No scores: {escape(scores.note)}</p>'
+    columns = {"all": scores, **(scores.by_source or {})}
+    names = ("accuracy", "margin", "accuracy_chosen_shorter", "accuracy_chosen_longer", "length_correlation")
+    rows = [
+        [
+            _words(name),
+            *(_cell(_WRITTEN_AS.get(name, name), getattr(of, name, None)) for of in columns.values()),
+        ]
+        for name in names
+    ]
+    about = (
+        "Accuracy: share of pairs whose chosen reply has the larger score. A score that goes with length alone is "
+        "right where the chosen reply is the longer one, and wrong where it is the shorter."
+    )
+    return f'<h2>Held-out pairs</h2><p class="quiet">{about}</p>' + table(["", *map(escape, columns)], rows)
+
+
+# Names of measures that lie between 0 and 1 and do not end so.
+_WRITTEN_AS = {"accuracy_chosen_shorter": "accuracy", "accuracy_chosen_longer": "accuracy"}
 
 
 def measures_section(record: RunRecord) -> str:
