@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from unsloth import FastLanguageModel
@@ -103,10 +103,17 @@ def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
     )
 
 
-Ask = Callable[[Sequence[dict[str, Any]], Answered], list[dict[str, Any]]]
+class Asked(Protocol):
+    """What a consumer is asked: `Answered`, or the scores of a reward model."""
+
+    @property
+    def request(self) -> dict[str, Any]: ...
 
 
-def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Answered) -> list[dict[str, Any]]:
+Ask = Callable[[Sequence[dict[str, Any]], Asked], list[dict[str, Any]]]
+
+
+def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Asked) -> list[dict[str, Any]]:
     """What the consumer answers, for each load. Raises UserError with its last words when it cannot load one."""
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         request, result = Path(folder) / "request.json", Path(folder) / "answer.json"
@@ -119,7 +126,7 @@ def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Answered) -> lis
         return json.loads(result.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def in_this_process(loads: Sequence[dict[str, Any]], answered: Answered) -> list[dict[str, Any]]:
+def in_this_process(loads: Sequence[dict[str, Any]], answered: Asked) -> list[dict[str, Any]]:
     """The same without a process of its own; for a consumer whose process does not matter."""
     with quiet():
         return [consumer.answer(load, answered.request) for load in loads]
