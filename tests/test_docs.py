@@ -26,7 +26,7 @@ BLOCKS = [block for text in DOCS.values() for block in re.findall(r"```bash\n(.*
 COMMANDS = {line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line}
 COMMANDS |= set(re.findall(r"^- Command: `([^`]+)`", MEASURED, re.MULTILINE))
 SCRIPTS = sorted(one for one in COMMANDS if one.startswith(("python run_", "python benchmarks/")))
-PLANNED = ("run_sft.py", "run_dpo.py")  # of the other scripts the options are looked up
+PLANNED = ("run_sft.py", "run_dpo.py", "run_reward.py")  # of the other scripts the options are looked up
 
 
 # Commands ------------------------------------------------------------------------------------------------------

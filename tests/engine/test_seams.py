@@ -63,6 +63,17 @@ def source(path: str) -> str:
             "the allocator's variable may be set otherwise at import: toolkit/env.py",
         ),
         (
+            "unsloth/models/llama.py",
+            r"if num_labels is not None:[\s\S]*AutoModelForSequenceClassification\.from_pretrained",
+            "models with a score may be loaded otherwise on a GPU: toolkit/engine/base/score_head.py",
+        ),
+        (
+            "unsloth_zoo/cpu/loader.py",
+            r"def _disable_bnb_cpu_weight_packing[\s\S]*"
+            r"model = AutoModelForCausalLM\.from_pretrained",
+            "the CPU backend may know models with a score: toolkit/engine/base/score_head.py",
+        ),
+        (
             "trl/trainer/dpo_trainer.py",
             r'model\.add_adapter\("ref"',
             "the reference may no longer be a copy of the policy's adapter: toolkit/engine/reference/proof.py",
@@ -79,7 +90,8 @@ import unsloth
 from unsloth.models import rl
 rl.patch_trl_rl_trainers()
 import trl
-print(json.dumps({name: inspect.getsourcefile(getattr(trl, name)) for name in ("SFTTrainer", "DPOTrainer")}))
+names = ("SFTTrainer", "DPOTrainer", "RewardTrainer")
+print(json.dumps({name: inspect.getsourcefile(getattr(trl, name)) for name in names}))
 """
 
 
@@ -104,6 +116,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.long
 def test_the_trainers_that_unsloth_generates_for_a_gpu(generated: dict[str, str]) -> None:
     sft, dpo = generated["SFTTrainer"], generated["DPOTrainer"]
+    assert "rewards_chosen - rewards_rejected" in generated["RewardTrainer"], "its loss is another than TRL's"
     for name, text in generated.items():
         for attribute in ("self._total_train_tokens = 0", "self._metrics = {"):
             assert attribute in text, f"{name} has no {attribute}: toolkit/engine/train/pieces.py reads it"

@@ -86,6 +86,10 @@ def check_fits(recipe: Recipe, folder: Path) -> None:
     config = _read_config(folder)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder} holds a {config.get('peft_type')} adapter; only LoRA ones are compared")
+    if config.get("task_type") == "SEQ_CLS":
+        raise UserError(
+            f"{folder} holds a reward model: it gives scores, and only models that answer are compared"
+        )
     theirs, ours = str(config.get("base_model_name_or_path")), recipe.model.path
     if _base_name(theirs) != _base_name(ours):
         raise UserError(
@@ -121,6 +125,8 @@ def _check_made(run: RunDir, folder: Path) -> None:
 
 
 def _unknown(name: str, path: Path) -> str:
+    if name in stages.names():
+        return "its model gives scores, and only models that answer are compared"
     if path.is_dir():
         inside = sorted(str(found.parent) for found in path.glob("**/adapter_config.json"))[:6]
         return "holds no adapter" + (

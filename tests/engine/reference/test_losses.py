@@ -10,6 +10,7 @@ import torch
 
 from tests.engine.conftest import Stage, run_stage, tiny
 from tests.engine.reference.test_proof import PAIRS, beside, cache, precompute, trainer  # noqa: F401
+from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.reference import precompute as reference_pass
 from toolkit.engine.reference import proof as proving
 from toolkit.recipe.dpo_losses import LOSSES, DpoLoss
@@ -63,6 +64,7 @@ def of_loss(trainer: Any, name: DpoLoss) -> Iterator[None]:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "loss_types", [name])
         patch.setattr(trainer, "beta", BETA)
+        patch.setattr(trainer, "micro_batches", MicroBatches())  # cut by rows
         patch.setattr(trainer, "label_smoothing", 0.1 if LOSSES[name].has_label_smoothing else 0.0)
         yield
 
