@@ -94,6 +94,8 @@ def load(
         )
     _check_architecture(recipe.model.architecture, model.config)
     template = tokens.set_tokens(recipe, model, tokenizer)
+    if task == "seq_cls":  # the token that a score is read off is the last one, for every reader
+        tokenizer.chat_template = template.ending_with(recipe.template.end_of_turn).source
     notes = tokens.check_known(recipe, model, tokenizer, template)
     if isinstance(positions, int) and max_length > positions:
         notes.append(
@@ -224,8 +226,6 @@ def save_adapter(loaded: LoadedModel, run: RunDir, mark: AdapterMark) -> None:
             loaded.model.save_pretrained(
                 temporary, selected_adapters=["default"], save_embedding_layers=False
             )
-            if loaded.has_score:  # the token that a score is read off is the last one, for every reader
-                loaded.tokenizer.chat_template = loaded.template.ending_with(loaded.end_of_turn).source
             loaded.tokenizer.save_pretrained(temporary)
         if not loaded.has_score:
             loaded.model.generation_config.save_pretrained(temporary)

@@ -19,6 +19,8 @@ from unsloth import FastLanguageModel
 from unsloth_zoo.cpu.loader import _disable_bnb_cpu_weight_packing, _resolve_dtype
 from unsloth_zoo.peft_utils import SKIP_QUANTIZATION_MODULES
 
+from toolkit.errors import UserError
+
 HEAD = "score"  # transformers' name of it
 WEIGHT = f"base_model.model.{HEAD}.weight"  # in a saved adapter
 
@@ -40,17 +42,18 @@ def from_pretrained(
         else:
             dtype = _resolve_dtype(options["dtype"])  # fp32 where this CPU has no bf16 of its own
             known: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+            quantised = {"quantization_config": _nf4(dtype)} if load_in_4bit else {}
             model = AutoModelForSequenceClassification.from_pretrained(
-                model_name,
-                num_labels=1,
-                dtype=dtype,
-                device_map="cpu",
-                quantization_config=_nf4(dtype) if load_in_4bit else None,
-                **known,
+                model_name, num_labels=1, dtype=dtype, device_map="cpu", **quantised, **known
             )
             _disable_bnb_cpu_weight_packing(model)  # a packed weight has no right backward
             model.config.use_cache = False
             tokenizer = AutoTokenizer.from_pretrained(model_name, padding_side="right", **known)
+    if not getattr(model, HEAD).weight.is_floating_point():
+        raise UserError(
+            f"{model_name} was quantised beforehand, and its settings would quantise the score too: name the same "
+            "model in 16 bits, it is quantised as it is loaded"
+        )
     return model, tokenizer
 
 

@@ -85,22 +85,17 @@ def load(
     if load_in_4bit is None:
         mark = AdapterMark.load(folder / MARK)
         load_in_4bit = bool(mark and (mark.trajectory or {}).get("model.load_in_4bit"))
-    base = lora["base_model_name_or_path"]
     tokenizer = _tokenizer(str(folder), None, trust_remote_code)
+    base, revision = lora["base_model_name_or_path"], lora.get("revision")
+    positions = _config(base, revision, trust_remote_code).get_text_config().max_position_embeddings
     with quiet():
-        model = _load(base, lora.get("revision"), load_in_4bit, trust_remote_code)
+        model = _load(base, revision, load_in_4bit, trust_remote_code, positions)
         model = PeftModel.from_pretrained(model, str(folder))
-    return _ready(path, model, tokenizer, tokenizer.pad_token_id)
+    return _ready(path, model, tokenizer, tokenizer.pad_token_id, positions)
 
 
 def _whole(path: str, revision: str | None, load_in_4bit: bool, trust_remote_code: bool) -> RewardModel:
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(path, **options)
-    except (*HUB_ERRORS, ValueError) as error:
-        if Path(path).is_dir():
-            raise UserError(f"{path} is no reward model: {' '.join(str(error).split())[:300]}") from None
-        raise UserError(explain(error, "reward model", path, revision)) from None
+    config = _config(path, revision, trust_remote_code)
     kinds = config.architectures or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
         raise UserError(
@@ -108,17 +103,31 @@ def _whole(path: str, revision: str | None, load_in_4bit: bool, trust_remote_cod
             f"{config.num_labels} labels; expected is one of ...ForSequenceClassification with 1"
         )
     tokenizer = _tokenizer(path, revision, trust_remote_code)
+    config = config.get_text_config()
+    positions = config.max_position_embeddings
     with quiet():
-        model = _load(path, load_in_4bit=load_in_4bit, **options)
-    return _ready(path, model, tokenizer, config.get_text_config().pad_token_id)
+        model = _load(path, revision, load_in_4bit, trust_remote_code, positions)
+    return _ready(path, model, tokenizer, config.pad_token_id, positions)
 
 
-def _load(path: str, revision: str | None, load_in_4bit: bool, trust_remote_code: bool) -> Any:
+def _config(path: str, revision: str | None, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (*HUB_ERRORS, ValueError) as error:
+        if Path(path).is_dir():
+            raise UserError(f"{path} is no reward model: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(explain(error, "reward model", path, revision)) from None
+
+
+def _load(
+    path: str, revision: str | None, load_in_4bit: bool, trust_remote_code: bool, max_length: int
+) -> Any:
     model, _ = score_head.from_pretrained(
         model_name=path,
         revision=revision,
         load_in_4bit=load_in_4bit,
         trust_remote_code=trust_remote_code,
+        max_seq_length=max_length,  # else Unsloth cuts at 2,048 by itself
         dtype=None,
         use_gradient_checkpointing=False,
         use_exact_model_name=True,
@@ -126,14 +135,13 @@ def _load(path: str, revision: str | None, load_in_4bit: bool, trust_remote_code
     return model
 
 
-def _ready(path: str, model: Any, tokenizer: Any, pad_token_id: int | None) -> RewardModel:
+def _ready(path: str, model: Any, tokenizer: Any, pad_token_id: int | None, max_length: int) -> RewardModel:
     """Frozen, its head in fp32, and with the pad token that its makers gave it: Unsloth sets another on a GPU."""
     score_head.in_float32(model)
     model.requires_grad_(False)
     model.eval()
-    config = model.config.get_text_config()
-    config.pad_token_id = pad_token_id
-    return RewardModel(path, model, tokenizer, config.max_position_embeddings)
+    model.config.get_text_config().pad_token_id = pad_token_id
+    return RewardModel(path, model, tokenizer, max_length)
 
 
 def _tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> Any:
