@@ -60,7 +60,8 @@ class RunReport(Record):
     `settings` are those of the plan, `eval` the last evaluation by the Trainer's own names. `allocator` is what
     was set and what is in effect. `oom_events` are the lines of events.jsonl. `reference` is DPO's reference
     pass: pairs, how many of them were reused, seconds. `shared_prompts` is DPO's check of prompts that are run once, in
-    nats, and how often attention was over them in the first step; or the reason why it is `off`.
+    nats, and how often attention was over them in the first step; or the reason why it is `off`. `scores` are those of a reward
+    model on held-out pairs, which it has in place of `answers`.
     """
 
     stage: str | None
@@ -86,5 +87,5 @@ class RunReport(Record):
     reference: dict[str, Any] | None
     shared_prompts: dict[str, Any] | None
     answers: Answers | None
+    scores: PairScores | None
     notes: list[str] | None
-    scores: PairScores | None = None  # of a reward model, in place of answers
