@@ -2,14 +2,14 @@
 
     python run_compare.py --recipe tiny
     python run_compare.py --recipe llama31_8b --prompts my_prompts.jsonl
+    python run_compare.py --recipe llama31_8b --prompts my_prompts.jsonl --questions
+    python run_compare.py --recipe tiny --models base,sft,dpo,dpo-beta02
     python run_compare.py --recipe tiny --models base,dpo,runs/tiny/dpo/checkpoints/checkpoint-80
     python run_compare.py --recipe llama31_8b --set compare.do_sample=true --set seed=2
     python run_compare.py --recipe tiny --chat
 
 Writes runs/<recipe>/compare/: comparison.html, comparison.md, comparison.jsonl, report.json. --chat writes nothing.
 """
-
-from rich.markup import escape
 
 from toolkit import cli, hardware, process
 from toolkit.compare import candidates
@@ -22,18 +22,25 @@ from toolkit.run.rundir import RunDir
 def main() -> None:
     parser = cli.options(__doc__)
     parser.add_argument(
-        "--models", metavar="A,B", help="base, sft, dpo, or paths of adapters and checkpoints"
+        "--models", metavar="A,B", help="base, sft, dpo, variants, or paths of adapters and checkpoints"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompts", metavar="FILE", help="one a line, or rows of a .jsonl; - is stdin")
     what.add_argument("--chat", action="store_true", help="talk with all the models at the terminal")
+    parser.add_argument(
+        "--questions",
+        action="store_true",
+        help="with --prompts: also the recipe's held-out questions and pairs, which are asked without it",
+    )
     arguments = parser.parse_args()
+    if arguments.questions and not arguments.prompts:
+        parser.error("--questions goes with --prompts")
     recipe = load(arguments.recipe, tuple(arguments.set))
     console = Screen(quiet=arguments.quiet and not arguments.chat)
     run = RunDir(arguments.runs, recipe.name, "compare")
     prompts = read_prompts(recipe, arguments.prompts)
     models = candidates.choose(recipe, run, arguments.models)
-    process.prepare(recipe, hardware.here(), console)
+    process.prepare(recipe, hardware.here(), console, [] if arguments.chat else run.problems())
     with cli.importing(console):
         from toolkit.engine.inference import (  # they import torch: only once there is something to run
             chat,
@@ -43,8 +50,9 @@ def main() -> None:
     if arguments.chat:
         chat.run(recipe, run, models, console)
         return
-    compare.run(recipe, run, models, prompts, console)
-    console.print(f"[bold green]compared[/]; see {escape(str(run.path / 'comparison.html'))}", soft_wrap=True)
+    held_out = arguments.prompts is None or arguments.questions
+    compare.run(recipe, run, models, prompts, console, held_out)
+    cli.result(console, "compared", f"; see {run.path / 'comparison.html'}")
 
 
 if __name__ == "__main__":

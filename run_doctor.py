@@ -9,8 +9,6 @@ Loads no torch and downloads nothing. Exit code 2 when the recipe cannot run her
 
 import sys
 
-from rich.markup import escape
-
 from toolkit import cli
 from toolkit.console.screen import Screen, Steady
 from toolkit.doctor import view
@@ -33,7 +31,7 @@ def main() -> None:
     if failed:
         raise UserError(f"{what} cannot run here: {', '.join(dict.fromkeys(failed))}")
     if recipe and not arguments.json:
-        Screen().print(f"[bold green]{escape(what)} can run here[/]")
+        cli.result(Screen(), "yes", f": {what} can run here")
 
 
 if __name__ == "__main__":

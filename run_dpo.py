@@ -2,9 +2,11 @@
 
     python run_dpo.py --recipe tiny
     python run_dpo.py --recipe llama31_8b --plan
-    python run_dpo.py --recipe llama31_8b --set dpo.beta=0.2 --set dpo.max_rows=2000
+    python run_dpo.py --recipe tiny --name beta02 --set dpo.beta=0.2
+    python run_dpo.py --recipe tiny --name again --from dpo-beta02
 
-Continues runs/<recipe>/sft/adapter, which is also its reference; writes runs/<recipe>/dpo/.
+Continues runs/<recipe>/sft/adapter or what --from names, which is also its reference; writes runs/<recipe>/dpo/, or
+dpo-NAME/ beside it.
 """
 
 from toolkit import cli

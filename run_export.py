@@ -5,10 +5,9 @@
     python run_export.py --recipe llama31_8b --stage dpo --format ollama --quant q4_k_m --llama-cpp ~/llama.cpp
     python run_export.py --recipe llama31_8b --stage dpo --format adapter --push USER/REPO --dry-run
 
-Writes runs/<recipe>/export/<stage>-<format>/. With the same export already there, only --push does something.
+Writes runs/<recipe>/export/<name>-<format>/; a name is a stage, or a variant of one as dpo-beta02. With the same
+export already there, only --push does something.
 """
-
-from rich.markup import escape
 
 from toolkit import cli, hardware, process
 from toolkit.console.screen import Screen
@@ -23,9 +22,9 @@ def main() -> None:
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Screen(quiet=arguments.quiet)
     wanted = artefact.wanted(recipe, arguments)
     if wanted.is_made():
-        console.print(f"{escape(str(wanted.folder))} is this export already")
+        console.print(f"{wanted.folder} is this export already", markup=False)
     else:
-        process.prepare(recipe, hardware.here(), console)
+        process.prepare(recipe, hardware.here(), console, wanted.problems())
         with cli.importing(console):
             from toolkit.engine.export import export  # imports torch: only once there is something to make
 

@@ -1,20 +1,17 @@
-"""The report of each stage that a recipe has run, written again from what lies on disk; also of a killed run.
+"""The report of every run of a recipe, written again from what lies on disk; also of a killed one.
 
     python run_report.py --recipe tiny
     python run_report.py --recipe llama31_8b --runs /workspace/runs
 
-Writes runs/<recipe>/<stage>/report.html: one file that opens without network.
+Writes runs/<recipe>/<name>/report.html: one file that opens without network.
 """
 
 import sys
 
-from rich.markup import escape
-
-from toolkit import cli
+from toolkit import cli, command
 from toolkit.console.screen import Steady
 from toolkit.console.text import Terminal
 from toolkit.errors import UserError
-from toolkit.recipe import stages
 from toolkit.recipe.load import load
 from toolkit.report import run_page
 from toolkit.run.rundir import RunDir
@@ -23,18 +20,18 @@ from toolkit.run.rundir import RunDir
 def main() -> None:
     arguments = cli.options(__doc__).parse_args()
     recipe, console = load(arguments.recipe, tuple(arguments.set)), Terminal(file=Steady(sys.stdout))
-    runs = [RunDir(arguments.runs, recipe.name, stage) for stage in stages.names()]
+    first = RunDir(arguments.runs, recipe.name, recipe.stages()[0].name)
     notes: list[str] = []
-    pages = [page for run in runs if (page := run_page.write(run, notes))]
+    pages = [page for name in first.variants() if (page := run_page.write(first.of(name), notes))]
     if not pages:
         raise UserError(
-            f"nothing to report: no run of {recipe.name} in {' or '.join(str(run.path) for run in runs)}; "
-            f"run `python run_sft.py --recipe {recipe.name}` first, or name where the runs are with --runs DIR"
+            f"nothing to report: no run of {recipe.name} in {first.path.parent}; run "
+            f"`{command.propose(first.name, recipe.name)}` first, or name where the runs are with --runs DIR"
         )
     for note in dict.fromkeys(notes):  # those of compare and eval are read for every stage
-        console.print(note, style="yellow", markup=False, soft_wrap=True)
+        console.print(note, style="yellow", markup=False)
     for page in pages:
-        console.print(f"[bold green]report[/] {escape(str(page))}", soft_wrap=True)
+        cli.result(console, "report", f" {page}")
 
 
 if __name__ == "__main__":

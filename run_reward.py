@@ -4,7 +4,8 @@
     python run_reward.py --recipe tiny --plan
     python run_reward.py --recipe tiny --set reward.max_rows=200
 
-Starts from runs/<recipe>/sft/adapter where the recipe has SFT; writes runs/<recipe>/reward/.
+Starts from runs/<recipe>/sft/adapter where the recipe has SFT, or from what --from names; writes
+runs/<recipe>/reward/, or reward-NAME/ beside it.
 """
 
 from toolkit import cli

@@ -4,7 +4,7 @@
     python run_sft.py --recipe llama31_8b --plan
     python run_sft.py --recipe llama31_8b --set sft.max_rows=5000
 
-Writes runs/<recipe>/sft/: adapter/, report.json, metrics.jsonl and what docs/runs.md names.
+Writes runs/<recipe>/sft/, or sft-NAME/ with --name: adapter/, report.json, metrics.jsonl and what docs/runs.md names.
 """
 
 from toolkit import cli

@@ -53,9 +53,12 @@ class Seen:
     overflow: int
 
 
-def look_at(browser: Any, file: Path, num_figures: int, width: int = 1280, scheme: str = "light") -> Seen:
+def look_at(
+    browser: Any, file: Path, num_figures: int, width: int = 1280, scheme: str = "light", **device: Any
+) -> Seen:
     """Opens the file and waits until so many figures are drawn. The caller closes `page.context`."""
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **device)
+    page = context.new_page()
     requests: list[str] = []
     complaints: list[str] = []
     page.on("request", lambda request: requests.append(request.url))

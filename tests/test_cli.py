@@ -12,7 +12,9 @@ from tests.conftest import ROOT
 from toolkit import cli, env
 from toolkit.errors import UserError
 from toolkit.recipe.load import load, names
+from toolkit.records.marks import Made
 from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import SEAL, seal
 
 STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo", "reward")]
 
@@ -86,7 +88,7 @@ def test_a_recipe_for_a_gpu_is_not_begun_without_one(tmp_path: Path) -> None:
         (("--recipe", "tyni"), "did you mean tiny"),
         (("--recipe", "tiny", "--set", "dpo.bta=1", "--set", "seed=x"), "did you mean 'beta'"),
         (("--recipe", "tiny", "--set", "dpo=null"), "recipe tiny has no dpo stage"),
-        (("--recipe", "tiny"), "run `python run_sft.py --recipe tiny` first"),
+        (("--recipe", "tiny"), "run_sft.py --recipe tiny` first"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(
@@ -97,10 +99,10 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
 
 
 def test_nothing_to_compare_names_the_commands(tmp_path: Path) -> None:
-    assert "run `python run_sft.py --recipe tiny`" in mistake(
-        "compare", "--recipe", "tiny", "--runs", tmp_path
-    )
-    assert "one prompt a line" in mistake("compare", "--recipe", "tiny", "--prompts", tmp_path / "none.txt")
+    assert "run_sft.py --recipe tiny --runs" in mistake("compare", "--recipe", "tiny", "--runs", tmp_path)
+    said = mistake("compare", "--recipe", "tiny", "--prompts", tmp_path / "none.txt")
+    assert f"there is no such file as {tmp_path}/none.txt" in said and "one prompt a line" in said
+    assert "--questions goes with --prompts" in mistake("compare", "--recipe", "tiny", "--questions")
 
 
 def test_a_model_that_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +134,43 @@ def test_an_unfinished_run_keeps_the_settings_that_a_plan_once_chose(tmp_path: P
 
     assert settings() == (16, 0), "nothing is trained yet"
     (run.checkpoints / "checkpoint-5").mkdir(parents=True)
+    seal(
+        run.checkpoints / "checkpoint-5",
+        SEAL,
+        Made(trajectory=load("tiny").trajectory("sft"), conditions=None),
+    )
     assert settings() == (4, 2)
+    assert "after step 5" in script("sft", "--recipe", "tiny", "--runs", tmp_path, "--plan").stdout
     assert settings("--set", "memory.recompute_layers=1") == (4, 1), "to be refused with both values"
     assert settings("--fresh") == (16, 0)
+
+
+def test_a_plan_says_all_that_would_keep_the_run_from_starting(tmp_path: Path) -> None:
+    """Data, template, tokens and the lock; nothing of it takes torch."""
+    overrides = (
+        "sft.datasets.0.path=gone.jsonl",
+        "template.file=gone.jinja",
+        "template.pad_token=<|end_of_text|>",
+    )
+    words = [word for override in overrides for word in ("--set", override)]
+    with RunDir(tmp_path, "tiny", "sft").locked():
+        said = mistake("sft", "--recipe", "tiny", "--runs", tmp_path, "--plan", *words, light=True)
+    beside, here = ROOT / "recipes", Path.cwd()
+    for part in (
+        f"No file at gone.jsonl (looked in {beside} and {here})",
+        f"there is no chat template gone.jinja (looked in {beside} and {here})",
+        "template.pad_token '<|end_of_text|>' is also an end token",
+        f"{tmp_path}/tiny/sft is in use by process {os.getpid()}",
+    ):
+        assert part in said
+    assert "is in use by process" not in mistake("dpo", "--recipe", "tiny", "--runs", tmp_path, light=True)
+
+
+def test_a_preview_that_cannot_be_had_says_so_before_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = mistake("sft", "--recipe", "llama31_8b", "--preview", light=True)
+    assert "Meta-Llama-3.1-8B-bnb-4bit is not in the local cache" in said
+    assert "mlabonne/FineTome-100k is not in the local cache" in said and "orpo" not in said
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -151,7 +187,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("run_sft.py --recipe tiny --plan --json >&- 2>&-", 0),
         ("run_sft.py --recipe tyni --plan >&- 2>&-", 2),
         ("run_sft.py --recipe tiny --plan", 0),
-        ("run_sft.py --recipe tiny --runs /nowhere/[/b] --plan", 0),
+        ("run_sft.py --recipe tiny --runs nowhere/[/b] --plan", 0),
         ("run_report.py --recipe tiny --runs /nowhere/[/b]", 2),
         ("run_sft.py --recipe tiny --set 'sft.datasets.0.path=/nowhere/[/b]'", 2),
         ("run_sft.py --recipe tiny --set 'sft.datasets.0.filter=\"[/b] == 1\"'", 2),
@@ -166,7 +202,7 @@ def test_no_shell_gets_a_traceback(command: str, code: int) -> None:
 
 
 def test_brackets_in_a_path_are_shown_as_they_are() -> None:
-    assert "[/b]/tiny/sft" in mistake("report", "--recipe", "tiny", "--runs", "/nowhere/[red]x[/b]")
+    assert "x[/b]/tiny" in mistake("report", "--recipe", "tiny", "--runs", "/nowhere/[red]x[/b]")
 
 
 def test_memory_that_runs_out_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 """README and docs/: commands are run or parsed, links lead somewhere, names are complete, figures agree."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,18 +14,26 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_architecture import ORDER, PACKAGES
+from toolkit.cards import CARDS
 from toolkit.data.reasons import Reason
 from toolkit.data.rows import recognise, to_item
 from toolkit.data.schemas import SCHEMAS
-from toolkit.hardware import CARDS
 from toolkit.recipe.stages import RowKind
 
 DOCS = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 README, MEASURED = DOCS["README.md"], DOCS["measured.md"]
 MOST_LINES = 150  # of the README: what can be read in a minute
 
-BLOCKS = [block for text in DOCS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
-COMMANDS = {line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line}
+FENCED = {  # in the order in which a reader meets them
+    name: [
+        line.split("  #")[0].strip()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+        if line
+    ]
+    for name, text in DOCS.items()
+}
+COMMANDS = {command for commands in FENCED.values() for command in commands}
 COMMANDS |= set(re.findall(r"^- Command: `([^`]+)`", MEASURED, re.MULTILINE))
 SCRIPTS = sorted(one for one in COMMANDS if one.startswith(("python run_", "python benchmarks/")))
 PLANNED = ("run_sft.py", "run_dpo.py", "run_reward.py")  # of the other scripts the options are looked up
@@ -38,8 +48,18 @@ def test_a_script_is_called_as_it_can_be(command: str, tmp_path: Path) -> None:
     if script in PLANNED:
         words += [] if {"--preview", "--plan"} & {*words} else ["--plan"]
         words += ["--runs", str(tmp_path)]
+        if "--from" in words:  # of a run that is not there
+            at = words.index("--from")
+            words[at : at + 2] = []
+        for file in re.findall(r"[\w-]+\.jsonl", command):  # the reader's own
+            (tmp_path / file).write_bytes((ROOT / f"recipes/tiny/{script[4:7]}.jsonl").read_bytes())
     asked = words if script in PLANNED else ["--help"]
-    done = subprocess.run([sys.executable, script, *asked], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *asked],
+        cwd=tmp_path if script in PLANNED else ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     if script not in PLANNED:
         assert all(word in done.stdout for word in words if word.startswith("--"))
@@ -52,6 +72,69 @@ def test_make_targets_and_requirement_files_exist() -> None:
             assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE), command
         for name in re.findall(r"-r (\S+)", command):
             assert (ROOT / name).is_file()
+
+
+FILES = {  # of the reader's, which the commands name: the layout of a row
+    "my_rows.jsonl": '{"instruction": "What comes after %(number)d?", "output": "The one after %(number)d."}',
+    "tiny-votes.jsonl": '{"prompt": [{"role": "user", "content": "What comes after %(number)d?"}], '
+    '"chosen": [{"role": "assistant", "content": "The next one."}], '
+    '"rejected": [{"role": "assistant", "content": "No idea, %(number)d."}]}',
+}
+
+
+def runs_on_a_cpu(command: str) -> bool:
+    """Without a network, a large model or anything to install, within the clone."""
+    if command == "make run" or command == "python run_doctor.py":
+        return True
+    is_of_tiny = "--recipe tiny" in command and "/tmp/" not in command
+    return command.startswith("python run_") and (is_of_tiny or "--plan" in command)
+
+
+def fresh_clone(folder: Path) -> Path:
+    """What is tracked, as it is now, and a .venv as `make setup` leaves it, of the packages that run this test."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode or sys.prefix == sys.base_prefix:
+        pytest.skip("needs a git checkout and a virtual environment")
+    for name in filter(lambda name: (ROOT / name).is_file(), tracked.stdout.split("\0")[:-1]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if not part.name.startswith(".installed"):
+            (folder / ".venv" / part.name).symlink_to(part)
+    for stamp in (".installed", ".installed-optional", ".installed-dev"):
+        (folder / ".venv" / stamp).touch()
+    return folder
+
+
+@pytest.mark.long
+def test_the_commands_of_readme_and_docs_work_one_after_the_other_in_a_fresh_clone(tmp_path: Path) -> None:
+    clone, kept = fresh_clone(tmp_path / "clone"), tmp_path / "kept"
+    runs = clone / "runs"
+    for name, layout in FILES.items():
+        (clone / name).write_text("".join(layout % {"number": number} + "\n" for number in range(32)))
+    path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    failed, done = [], set()
+    for name, commands in FENCED.items():
+        if kept.exists():  # each document begins where the README ended
+            shutil.rmtree(runs)
+            shutil.copytree(kept, runs)
+        for command in commands:
+            is_dry = command.startswith("make ") and not runs_on_a_cpu(command)
+            asked = command.replace("make ", "make -n ", 1) if is_dry else command
+            if command in done or not (is_dry or runs_on_a_cpu(command)):
+                continue
+            done.add(command)
+            ended = subprocess.run(
+                ["bash", "-c", asked], cwd=clone, env=environment, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            if ended.returncode:
+                failed.append(f"{name}: {asked}\n{ended.stdout[-2000:]}")
+        if name == "README.md":
+            shutil.copytree(runs, kept)
+    assert not failed, "\n\n".join(failed)
 
 
 # Links and names -----------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit import hardware
+from toolkit import cards, hardware
+from toolkit.cards import CARDS
 from toolkit.errors import UserError
-from toolkit.hardware import CARDS, GIB, Gpu, GpuProcess, Hardware
+from toolkit.hardware import GIB, Gpu, GpuProcess, Hardware
 
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", 23.5, 23.2, (8, 9), "580.65.06", (13, 0))
 WITH_GPU = Hardware(RTX4090, None, 64, 60, 16)
@@ -100,21 +101,48 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
 
 class TestCards:
     def test_by_name_and_by_gib(self):
-        assert hardware.card(" RTX4090 ") is CARDS["rtx4090"]
-        for text in ("24", "24.0", "24GiB", "24 gib", "24gb"):
-            card = hardware.card(text)
-            assert (card.total_gib, card.bf16_tflops, card.bandwidth_gb_s, card.sm) == (24, None, None, None)
+        assert cards.card(" RTX4090 ") is CARDS["rtx4090"]
+        for text in ("24", "24.0", "24GiB", "24 gib", "24gb", "192", "4090 GiB"):
+            card = cards.card(text)
+            assert card.total_gib == float(text.lower().rstrip(" gib"))
+            assert (card.bf16_tflops, card.bandwidth_gb_s, card.sm) == (None, None, None)
+
+    @pytest.mark.parametrize(
+        ("key", "spellings"),
+        [
+            ("rtx3090", ("3090", "RTX 3090", "nvidia geforce rtx 3090", "rtx-3090 24GB")),
+            ("rtx5090", ("5090", "RTX_5090")),
+            ("a5000", ("A5000", "RTX A5000")),
+            ("a6000", ("a6000", "NVIDIA RTX A6000", "A6000 48GB")),
+            ("rtx6000_ada", ("6000 Ada", "RTX 6000 Ada Generation", "rtx6000ada")),
+            ("l40s", ("L40S", "NVIDIA L40S")),
+            ("a100_40", ("A100 40GB", "a100-40")),
+            ("a100_80", ("A100-SXM4-80GB", "A100 80 GB", "A100 PCIe 80GB")),
+            ("h100", ("H100", "H100 80GB HBM3", "H100 PCIe", "H100 SXM5")),
+            ("b200", ("B200",)),
+        ],
+    )
+    def test_any_usual_spelling_is_known(self, key, spellings):
+        assert [cards.card(text) for text in (key, *spellings)] == [CARDS[key]] * (1 + len(spellings))
+
+    @pytest.mark.parametrize(
+        ("text", "near"),
+        [("A100", "a100_40 or a100_80"), ("6000", "a6000 or rtx6000_ada"), ("3080", "rtx3090"), ("400", "")],
+    )
+    def test_a_number_that_is_no_memory_and_no_card_is_refused(self, text, near):
+        with pytest.raises(UserError, match=f"no card '{text}': did you mean {near}"):
+            cards.card(text)
 
     def test_unknown_name_gets_near_ones(self):
         with pytest.raises(
-            UserError, match=r"no card 'rtx4080': did you mean rtx4090.*Known cards: rtx4090, .*GiB"
+            UserError, match=r"no card 'rtx4080': did you mean rtx4090.*Known cards: rtx3090, .*GiB"
         ):
-            hardware.card("rtx4080")
+            cards.card("rtx4080")
 
     @pytest.mark.parametrize("text", ["0", "-3", "nan", "inf"])
     def test_memory_must_be_above_0(self, text):
         with pytest.raises(UserError, match="must be above 0"):
-            hardware.card(text)
+            cards.card(text)
 
     @pytest.mark.parametrize(
         ("name", "key"),
@@ -123,13 +151,15 @@ class TestCards:
             ("NVIDIA GeForce RTX 3090", "rtx3090"),
             ("NVIDIA A40", "a40"),
             ("NVIDIA L4", "l4"),
-            ("NVIDIA L40S", None),
+            ("NVIDIA L40S", "l40s"),
             ("NVIDIA A100-SXM4-40GB", "a100_40"),
             ("NVIDIA A100-PCIE-40GB", "a100_40"),
             ("NVIDIA A100 80GB PCIe", "a100_80"),
             ("NVIDIA H100 80GB HBM3", "h100"),
             ("NVIDIA H200", "h200"),
-            ("NVIDIA B200", None),
+            ("NVIDIA B200", "b200"),
+            ("NVIDIA RTX 6000 Ada Generation", "rtx6000_ada"),
+            ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ],
     )
     def test_driver_names_are_known(self, name, key):

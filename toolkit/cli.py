@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
-from toolkit import env, hardware, process
-from toolkit.console.plan_view import show_plan
+from toolkit import cards, command, env, hardware, process
 from toolkit.console.screen import Screen, Steady, bar
 from toolkit.console.text import Terminal
 from toolkit.data import sets
+from toolkit.doctor import examine
 from toolkit.errors import Interrupted, UserError
 from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe import stages
@@ -26,6 +25,8 @@ from toolkit.recipe.schema import Recipe
 from toolkit.records.run_report import RunReport
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
+from toolkit.run.start import on_the_model_itself
+from toolkit.training import preflight
 from toolkit.training.job import Job
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -41,19 +42,7 @@ NO_MEMORY = (
 def options(doc: str, needs_recipe: bool = True) -> argparse.ArgumentParser:
     """The options that every script has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--recipe", required=needs_recipe, metavar="NAME", help="a name in recipes/, or a path to a YAML"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="override a value of the recipe, e.g. dpo.beta=0.2; may be given again",
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are written"
-    )
+    command.add_options(parser, needs_recipe)
     parser.add_argument(
         "--quiet",
         action="store_true",
@@ -78,11 +67,26 @@ def stage_options(doc: str) -> argparse.ArgumentParser:
         metavar="N",
         help="show N rows of each kind token by token, what is trained and what is masked, and stop (default 2)",
     )
+    parser.add_argument(
+        "--name", type=_label, metavar="LABEL", help="train a variant of the stage beside it, e.g. beta02"
+    )
+    parser.add_argument(
+        "--from",
+        dest="from_",
+        metavar="ADAPTER",
+        help="continue this adapter: a variant's name, a folder, or base for the model itself",
+    )
     parser.add_argument("--fresh", action="store_true", help="move a finished run aside and start again")
     parser.add_argument(
         "--if-present", action="store_true", help="do nothing when the recipe lacks this stage"
     )
     return parser
+
+
+def _label(text: str) -> str:
+    if not stages.LABEL.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: letters, digits and dashes between them, e.g. beta02")
+    return text
 
 
 def _positive(text: str) -> int:
@@ -107,24 +111,27 @@ def start(stage: str, doc: str) -> Job | None:
         console.print(f"recipe {escape(recipe.name)} has no {stage} stage: nothing to do")
         return None
     recipe.section(stage)  # raises when there is none
-    run = RunDir(arguments.runs, recipe.name, stage)
+    if arguments.from_ == stages.BASE:
+        recipe = on_the_model_itself(recipe, stage)
+    run = RunDir(arguments.runs, recipe.name, stages.variant(stage, arguments.name))
     if arguments.preview:
         _preview(recipe, run, arguments.preview, console)
         return None
     machine = hardware.here()
-    job = Job(recipe, _plan(recipe, run, machine, arguments), run, console, arguments.fresh)
+    plan = _plan(recipe, run, machine, arguments)
+    job = Job(recipe, plan, run, console, arguments.fresh, arguments.from_)
     if arguments.plan:
-        _show(job, arguments.json)
+        preflight.show_and_check(job, arguments.json)
         return None
     if job.is_finished():
         console.print(
-            f"{stage} of {escape(recipe.name)} is finished: {escape(str(run.adapter))}; --fresh moves it aside and "
-            "starts again"
+            f"{run.name} of {escape(recipe.name)} is finished: {escape(str(run.adapter))}; --fresh moves it aside and "
+            "starts again, --name trains another beside it"
         )
         return None
-    run.starting_adapter(job.starts_from)  # a missing one is said before torch is loaded
-    process.prepare(recipe, machine, console, job.problems(), job.plan.settings.loss_chunk_gib)
-    show_plan(recipe, job.plan, console)
+    problems = [*preflight.of_start(job), *job.problems()]
+    process.prepare(recipe, machine, console, problems, job.plan.settings.loss_chunk_gib)
+    preflight.show(job)
     return job
 
 
@@ -132,6 +139,8 @@ def _preview(recipe: Recipe, run: RunDir, num: int, console: Console) -> None:
     """Shows rows as they will be trained: loads the tokenizer, not the model, and leaves a GPU alone."""
     stage = stages.of(run.stage)
     if problems := sets.problems(recipe, recipe.section(stage.name), stage.row_kind):
+        raise UserError(*problems)
+    if problems := examine.out_of_reach(recipe, stage):
         raise UserError(*problems)
     env.prepare(recipe.memory.alloc_conf, use_gpu=False)
     from toolkit.engine.data import examples  # transformers brings torch along: only once it is asked for
@@ -142,18 +151,9 @@ def _preview(recipe: Recipe, run: RunDir, num: int, console: Console) -> None:
 def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: argparse.Namespace) -> Plan:
     """For the card that is named, the one here, or, only to be shown, the one that the recipe is made for."""
     named = arguments.gpu or (recipe.gpu if arguments.plan and machine.card is None else None)
-    card = hardware.card(named) if named else machine.card
+    card = cards.card(named) if named else machine.card
     kept = {} if arguments.fresh or arguments.gpu else run.settings()
     return plan_stage(recipe, run.stage, card, machine.ram_gib, kept)
-
-
-def _show(job: Job, as_json: bool) -> None:
-    if as_json:
-        Steady(sys.stdout).write(json.dumps(job.plan.to_dict(), indent=2) + "\n")
-    else:
-        show_plan(job.recipe, job.plan, job.console)
-    if problem := job.plan.problem(job.recipe.name):
-        raise UserError(problem)
 
 
 @contextmanager
@@ -163,11 +163,21 @@ def importing(console: Console) -> Iterator[None]:
         yield
 
 
+def result(console: Console, done: str, text: str) -> None:
+    """The last line of a script: what is done, and what may be data."""
+    console.print(f"[bold green]{done}[/]{escape(text)}")
+
+
 def finish(report: RunReport, job: Job) -> None:
     """The last lines of a stage."""
+    if report.loss_first and report.loss_last and report.loss_last > report.loss_first:
+        job.console.print(
+            f"[yellow]the loss is higher at the end, {report.loss_last:.4f}, than at the first step, "
+            f"{report.loss_first:.4f}: look at its curve before the adapter is used[/]"
+        )
     loss = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}" if report.loss_first else ""
     job.console.print(
-        f"[bold green]{report.stage} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
+        f"[bold green]{job.run.name} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
         f"{loss}; adapter in {escape(str(job.run.adapter))}"
     )
 
@@ -179,8 +189,7 @@ def _errors() -> Console:
 def _say(*problems: str) -> None:
     console = _errors()
     for problem in problems:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(problem, markup=False, soft_wrap=True)
+        console.print(Text.assemble(("error:", "bold red"), " ", problem))
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
@@ -213,7 +222,6 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(EXIT_USER)
         if runlog.LOG.path:
             _errors().print(
-                f"[bold red]an internal error;[/] what led to it is in {escape(str(runlog.LOG.path))}",
-                soft_wrap=True,
+                f"[bold red]an internal error;[/] what led to it is in {escape(str(runlog.LOG.path))}"
             )
         raise

@@ -1,4 +1,4 @@
-"""What is here: NVIDIA GPU and driver, RAM, CPUs, disk, the installed torch; and named cards to plan for.
+"""What is here: NVIDIA GPU and driver, RAM, CPUs, disk, the installed torch.
 
 Nothing here imports torch. Without a driver every question still has an answer: there is no GPU, and why.
 """
@@ -6,10 +6,8 @@ Nothing here imports torch. Without a driver every question still has an answer:
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import json
-import math
 import os
 import re
 import resource
@@ -19,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from toolkit.cards import CARDS, Card, known_card
 from toolkit.errors import UserError
 
 GIB = 2**30
@@ -49,64 +48,6 @@ CGROUPS = (
 
 
 @dataclass(frozen=True)
-class Card:
-    """A GPU as the plan needs it. `total_gib` is what torch sees of it, some 2% less than its label.
-
-    `bf16_tflops` is the dense bf16 rate with fp32 accumulation, `bandwidth_gb_s` that of its memory, `sm` its
-    compute capability; None where unknown. The two rates only serve floors of time, so the fastest variant of
-    a card stands for all.
-    """
-
-    name: str
-    total_gib: float
-    bf16_tflops: float | None = None
-    bandwidth_gb_s: float | None = None
-    sm: tuple[int, int] | None = None
-
-
-# Rates: NVIDIA data sheets, without sparsity (GeForce: GA102 and Ada white papers, fp32 accumulation; 4090
-# and H200: its data sheet). Memory: the least that Unsloth's banner or torch's out-of-memory messages show
-# for the card in public logs; newer drivers leave a little less than older ones.
-CARDS: dict[str, Card] = {
-    # Ada white paper: 165.2 and 1008; seen 23.51 to 23.65
-    "rtx4090": Card("NVIDIA GeForce RTX 4090", 23.5, 165.2, 1008, (8, 9)),
-    # GA102 white paper: 71 and 936; seen 23.68, lowered to the 4090's for newer drivers
-    "rtx3090": Card("NVIDIA GeForce RTX 3090", 23.5, 71, 936, (8, 6)),
-    # A40 data sheet: 149.7 and 696; seen 44.34 to 44.55 (ECC on)
-    "a40": Card("NVIDIA A40", 44.3, 149.7, 696, (8, 6)),
-    # L4 data sheet: 242 with sparsity, so 121, and 300; seen 22.03 to 22.16 (ECC on)
-    "l4": Card("NVIDIA L4", 22.0, 121, 300, (8, 9)),
-    # A100 data sheet: 312 and 1555; seen 39.38 to 39.56
-    "a100_40": Card("NVIDIA A100 40GB", 39.3, 312, 1555, (8, 0)),
-    # A100 data sheet: 312 and 2039 (SXM); seen 79.14 to 79.25
-    "a100_80": Card("NVIDIA A100 80GB", 79.1, 312, 2039, (8, 0)),
-    # H100 data sheet, SXM: 1979 with sparsity, so 989, and 3350; seen 79.18
-    "h100": Card("NVIDIA H100 80GB", 79.1, 989, 3350, (9, 0)),
-    # H200 data sheet: 989 and 4.8 TB/s; seen 139.72 to 139.81
-    "h200": Card("NVIDIA H200", 139.7, 989, 4800, (9, 0)),
-}
-
-
-def card(text: str) -> Card:
-    """The card that `--gpu` names: a key of CARDS, or its memory in GiB ("24"). Raises UserError."""
-    key = text.strip().lower()
-    if key in CARDS:
-        return CARDS[key]
-    try:
-        gib = float(key.removesuffix("gib").removesuffix("gb"))
-    except ValueError:
-        near = difflib.get_close_matches(key, CARDS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(
-            f"no card {text!r}: {hint}Known cards: {', '.join(CARDS)}; "
-            "or the card's memory in GiB, for example 24"
-        ) from None
-    if not (math.isfinite(gib) and gib > 0):
-        raise UserError(f"a card with {text} GiB: the memory must be above 0, for example 24")
-    return Card(f"{gib:g} GiB card", gib)
-
-
-@dataclass(frozen=True)
 class Gpu:
     """The GPU that a run would use. `cuda` is the highest CUDA version that `driver` supports."""
 
@@ -120,12 +61,8 @@ class Gpu:
     @property
     def card(self) -> Card:
         """As a card to plan for: the memory found here, and the rates of a card in CARDS that it is."""
-        words = re.findall(r"[a-z0-9]+", self.name.lower())
-        for key, known in CARDS.items():
-            model, _, size = key.removeprefix("rtx").partition("_")
-            if model in words and (not size or f"{size}gb" in words):
-                return replace(known, name=self.name, total_gib=self.total_gib, sm=self.sm)
-        return Card(self.name, self.total_gib, sm=self.sm)
+        known = known_card(self.name) or Card(self.name, self.total_gib)
+        return replace(known, name=self.name, total_gib=self.total_gib, sm=self.sm)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def prepare(
     if found := [
         *hardware.check(recipe.gpu, machine, hardware.torch_build()),
         *hardware.check_limits(),
+        *_frozen_tokens(recipe, machine),
         *problems,
     ]:
         raise UserError(*found)
@@ -37,3 +38,14 @@ def prepare(
             f"[yellow]allocator: {escape(environment.alloc_conf)} from the exported {environment.alloc_source} "
             f"wins over the recipe's {escape(recipe.memory.alloc_conf)}[/]"
         )
+
+
+def _frozen_tokens(recipe: Recipe, machine: hardware.Hardware) -> list[str]:
+    """That Unsloth's path for GPUs trains no rows of embedding and head, and does not say so."""
+    if not recipe.lora.trainable_tokens or machine.gpu is None:
+        return []
+    return [
+        f"lora.trainable_tokens names {', '.join(recipe.lora.trainable_tokens)}: on a GPU Unsloth freezes whatever is "
+        "no LoRA matrix when it prepares a model, and these rows would stay as they are. Take a template of tokens "
+        "that the model knows (template.file=templates/chatml_text.jinja), and lora.trainable_tokens=[]"
+    ]

@@ -47,11 +47,7 @@ def problems(run: RunDir, names: str) -> list[str]:
 
 
 def test_a_reward_model_is_not_compared(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--models reward: its model gives scores"):
-        choose(RECIPE, RunDir(tmp_path, "tiny", "compare"), "base,reward")
-    folder = tmp_path / "judge"
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").touch()
+    folder = adapter(tmp_path / "judge")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "SEQ_CLS"}')
     with pytest.raises(UserError, match="holds a reward model: it gives scores"):
         choose(RECIPE, RunDir(tmp_path, "tiny", "compare"), str(folder))

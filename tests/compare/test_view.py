@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +84,10 @@ def test_a_growing_view_is_never_higher_than_the_terminal_and_leaves_nothing() -
     prompts = [[{"role": "user", "content": f"prompt {number}"}] for number in range(9)]
     with streaming(prompts, NAMES, console) as hear:
         hear("base", lambda: dict.fromkeys(range(9), "long " * 200))
-        drawn = shown(console)
+        deadline = time.monotonic() + 20
+        while "long" not in (drawn := shown(console)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    drawn = drawn.rpartition("\x1b[1A")[2]  # the last that was drawn
     assert "prompt 0" in drawn and "more at the same time" in drawn
     assert drawn.count("\n") < 24
     assert shown(console).count("\x1b[1A") >= drawn.count("\n")  # went back over every line

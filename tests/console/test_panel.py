@@ -153,6 +153,14 @@ def test_a_plain_line_of_an_interval_and_of_an_evaluation() -> None:
         == " 20/149  held-out  loss 0.5000"
     )
     assert panel.line(20, 149, {"train_runtime": 3.0}, FIELDS) == ""
+    assert panel.line(20, 149, {"loss": 0.5}, FIELDS, left=200.0) == " 20/149  loss 0.5000  3 min 20 s left"
+    assert panel.line(149, 149, {"loss": 0.5}, FIELDS, left=0.0) == "149/149  loss 0.5000"
+
+
+def test_the_first_step_of_dpo_shows_no_accuracy_of_ties() -> None:
+    logs = {"loss": 0.6931, "rewards/margins": 0.0, "rewards/accuracies": 0.125}
+    assert panel.line(1, 80, logs, FIELDS) == " 1/80  loss 0.6931  margin 0.000"
+    assert "accuracy 12%" in panel.line(2, 80, logs, FIELDS)
 
 
 @pytest.mark.parametrize("width", [100, 60, 30])

@@ -6,11 +6,14 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 
 from tests.conftest import ROOT
 from toolkit.console.screen import Screen, Steady, bar
@@ -139,6 +142,33 @@ def test_quiet_leaves_warnings_errors_and_results_and_log_txt_whole(log: Path) -
         advance(3)
     assert stream.getvalue() == "slow disk\nfinished\nerror\n"
     assert all(line in log.read_text() for line in ("loading", "slow disk", "step 1", "counting", "finished"))
+
+
+class Meanwhile:
+    """Something to print, while another thread draws a live display that has grown."""
+
+    def __init__(self, display: Live) -> None:
+        self.display = display
+        self.drawing = threading.Thread(target=self.grow)
+
+    def grow(self) -> None:
+        self.display.update("a frame\nof two lines", refresh=True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if console is self.display.console and not self.drawing.ident:
+            self.drawing.start()
+            self.drawing.join(0.5)
+        yield "the line"
+
+
+def test_nothing_is_drawn_while_a_line_is_printed() -> None:
+    stream = io.StringIO()
+    console = Screen(file=stream, force_terminal=True)
+    with Live("a frame", console=console, auto_refresh=False) as display:
+        line = Meanwhile(display)
+        console.print(line)
+        line.drawing.join()
+    assert 0 < stream.getvalue().index("the line") < stream.getvalue().index("of two lines")
 
 
 def test_no_secret_reaches_the_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,23 @@ def test_whatever_is_printed_steers_nothing() -> None:
         assert "gone" in said and ":warning" in said
 
 
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [20, 33, 80])
+def test_a_text_wraps_between_words_and_a_path_stays_whole(width: int) -> None:
+    text = "  no file at /a/path/that/is/longer/than/a/line.jsonl: name one, or two\nof them"
+    stream, piped = Tty(), io.StringIO()
+    Terminal(file=stream, width=width).print(text)
+    Terminal(file=piped, width=width).print(text)
+    lines = stream.getvalue().splitlines()
+    assert " ".join(stream.getvalue().split()) == " ".join(text.split()) and lines[0].startswith("  no file")
+    assert all(len(line) <= width or line.startswith("/a/path") for line in lines), "nothing but the path"
+    assert piped.getvalue() == text + "\n"
+
+
 def test_brackets_that_are_no_markup_stand_as_they_are() -> None:
     assert "[/INST] answer" in printed("the token [/INST] answer")
 

@@ -73,7 +73,7 @@ def test_used_and_dropped_are_all_and_parts_add_up(results, at):
         assert total.to_dict() | {"first_rows": {}} == whole.to_dict() | {"first_rows": {}}
         assert total.first_rows == whole.first_rows
     assert json.loads(json.dumps(whole.to_dict())) == whole.to_dict()
-    Console(quiet=True).print(*whole.tables(1024))
+    Console(quiet=True).print(*whole.shown(1024))
 
 
 def test_row_numbers_of_a_selection():
@@ -133,7 +133,7 @@ def test_nothing_to_train_on_always_stops():
 
 def test_the_table_shows_reasons_cuts_and_the_suggestion():
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(*Accounting.of([chat(3, 2), chat(1, 1, cut=True), Reason.EMPTY_REPLY]).tables(1024))
+    console.print(*Accounting.of([chat(3, 2), chat(1, 1, cut=True), Reason.EMPTY_REPLY]).shown(1024))
     text = console.export_text()
     for words in (
         "2 of 3 rows used",
@@ -143,6 +143,11 @@ def test_the_table_shows_reasons_cuts_and_the_suggestion():
     ):
         assert words in text
     assert "max_length 64 holds them all" in " ".join(text.split())
+
+
+def test_where_nothing_is_dropped_a_line_says_so():
+    shown = Accounting.of([chat(3, 2), chat(1, 1)]).shown(1024)
+    assert shown[0] == "2 of 2 rows used: nothing is dropped or cut" and len(shown) == 2
 
 
 @given(RESULTS, st.booleans())

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from tests.conftest import ROOT
 from toolkit.memory.plan import plan_stage
+from toolkit.recipe import stages
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
 from toolkit.records.record import Record, plain
@@ -77,12 +78,21 @@ def held_out_pairs(recipe: Recipe, loaded: Any) -> list[Any]:
     return preparation.as_pairs(preparation.held_out(recipe, recipe.dpo, "pair", loaded) or ())
 
 
-def run_stage(recipe: Recipe, stage: str, runs: Path, console: Console | None = None) -> Stage:
+def run_stage(
+    recipe: Recipe,
+    stage: str,
+    runs: Path,
+    console: Console | None = None,
+    name: str | None = None,
+    from_: str | None = None,
+) -> Stage:
     import importlib
 
     engine: Any = importlib.import_module(f"toolkit.engine.train.{stage}")
-    run, console = RunDir(runs, recipe.name, stage), console or Console(record=True, width=200, quiet=False)
-    report: RunReport = engine.run(Job(recipe, plan_stage(recipe, stage, None, 16), run, console))  # type: ignore[arg-type]
+    run = RunDir(runs, recipe.name, stages.variant(stage, name))
+    console = console or Console(record=True, width=200, quiet=False)
+    job = Job(recipe, plan_stage(recipe, stage, None, 16), run, console, from_=from_)
+    report: RunReport = engine.run(job)
     return Stage(recipe, run, plain(report), shown_by(console))
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from tests.conftest import ROOT
 from toolkit import hardware
+from toolkit.cards import CARDS
 from toolkit.compare.answer_measures import matches
 from toolkit.compare.view import comparison_markdown
 from toolkit.data import sets
@@ -28,7 +29,6 @@ from toolkit.data.prompts import read_prompts, read_questions
 from toolkit.env import ALLOCATOR_VARIABLES
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
-from toolkit.hardware import CARDS
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe.fields import declared, key_of, sections_in
 from toolkit.recipe.load import load
@@ -68,7 +68,10 @@ HELD_OUT = {
 }
 
 # A field that acts in a whole run alone, and the test that changes it there.
+LEAVES = "tests/engine/train/test_finite.py::test_a_loss_out_of_its_range_ends_the_run"
 IN_A_RUN = {
+    "divergence.factor": LEAVES,
+    "divergence.patience": LEAVES,
     "save_minutes": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
     "save_within_seconds": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
 }
@@ -100,6 +103,7 @@ OTHER = {
     "model.revision": "b" * 40,
     "template.file": "templates/chatml.jinja",
     "lora.target_modules": ["q_proj"],
+    "lora.trainable_tokens": ["<|eot_id|>"],
     "memory.budget_gib": 1.0,
     "memory.recompute_layers": "all",
     "memory.per_device_train_batch_size": 2,

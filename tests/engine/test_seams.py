@@ -68,10 +68,78 @@ def source(path: str) -> str:
             "models with a score may be loaded otherwise on a GPU: toolkit/engine/base/score_head.py",
         ),
         (
+            "unsloth/models/llama.py",
+            r"freeze_peft_variant_weights\(model\)\n\s+_unfreeze_modules_to_save\(model\)",
+            "the score may stay frozen on a GPU: toolkit/engine/base/score_head.py asserts that it is trained",
+        ),
+        (
             "unsloth_zoo/cpu/loader.py",
             r"def _disable_bnb_cpu_weight_packing[\s\S]*"
             r"model = AutoModelForCausalLM\.from_pretrained",
             "the CPU backend may know models with a score: toolkit/engine/base/score_head.py",
+        ),
+        (
+            "unsloth/models/loader.py",
+            r"offload_embedding = OFFLOAD_EMBEDDING_AUTO,",
+            "the embedding may stay on the card by itself: model.load need not ask for it",
+        ),
+        (
+            "unsloth/models/_utils.py",
+            r'"_unsloth_offload_embedding_mode", _OFFLOAD_EMBEDDING_AUTO\) is False:\n\s+return False',
+            "offload_embedding=False may not keep the embedding on the card any more: engine/base/model.py, load",
+        ),
+        (
+            "unsloth/models/llama.py",
+            r"input_ids = input_ids\[:, : self\.max_seq_length\]",
+            "longer inputs may not be cut by Unsloth any more: LoadedModel.max_length, engine/base/model.py",
+        ),
+        (
+            "unsloth/models/llama.py",
+            r"self\.training\s+and not getattr\(self, \"_unsloth_keep_padding_mask\", False\)",
+            "training may keep the padding mask: it ran another forward than evaluation because it dropped it "
+            "(reference/precompute.py, forward_of)",
+        ),
+        (
+            "unsloth/models/llama.py",
+            r"if gradient_checkpointing and not isinstance\(decoder_layer, GradientCheckpointingLayer\)",
+            "a layer's own flag may not decide any more whether it recomputes: engine/base/recompute.py",
+        ),
+        (
+            "unsloth/models/llama.py",
+            r"logits = EMPTY_LOGITS",
+            "the fused loss of a GPU may return logits: a token accuracy would cost nothing more (docs/runs.md)",
+        ),
+        (
+            "unsloth_zoo/fused_losses/fused_linear.py",
+            r"_MAX_ROWS = .*4096(.|\n)*return 0 if total <= _SMALL_CARD_BYTES else 4096",
+            "the head's rows at once may be others: memory/terms.py, logit_bytes; benchmarks/card/place.py pins "
+            "UNSLOTH_FUSED_LINEAR_FLASH_MIN_ROWS",
+        ),
+        (
+            "unsloth/utils/attention_dispatch.py",
+            r"if HAS_XFORMERS and not \(\n\s+use_varlen",
+            "dense batches may take another attention: the plan counts expanded keys and values where xFormers is "
+            "installed (memory/phases.py), benchmarks/card/trials.py switches it by HAS_XFORMERS",
+        ),
+        (
+            "unsloth/utils/packing.py",
+            r'mask_packed_boundary_labels\(labels, batch\["packed_seq_lengths"\]\)',
+            "packed rows may no longer be kept apart by their seq_lengths: engine/train/sft.py, packed",
+        ),
+        (
+            "unsloth_zoo/training_utils.py",
+            r'if \("\.lora_A\." in name(.|\n)*else:\n\s+requires_grad = False',
+            "rows of lora.trainable_tokens may be trained on a GPU too: look whether process.py can let them through",
+        ),
+        (
+            "trl/trainer/dpo_trainer.py",
+            r'if "\.default\." in name:\n\s+ref_name',
+            "TRL may copy the rows of trained tokens into the reference itself: engine/base/token_rows.py, copy",
+        ),
+        (
+            "trl/trainer/utils.py",
+            r"weight, bias = lm_head\.weight, lm_head\.bias",
+            "the head need not have a bias of its own beside trained rows: engine/base/token_rows.py, begin",
         ),
         (
             "trl/trainer/dpo_trainer.py",

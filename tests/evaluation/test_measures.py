@@ -14,7 +14,7 @@ from rich.console import Console
 
 from toolkit.errors import UserError
 from toolkit.evaluation import scope
-from toolkit.evaluation.measures import OTHER, Rows, summary, without_nan
+from toolkit.evaluation.measures import OTHER, Rewarded, Rows, summary, without_nan
 from toolkit.evaluation.table import difference_lines, show_evaluation
 from toolkit.recipe.load import load
 from toolkit.records.evaluation_report import Evaluation
@@ -46,9 +46,7 @@ def rows(num: int = 40) -> Rows:
         chosen_tokens=np.full(num, 10.0),
         rejected_tokens=np.full(num, 20.0),
         pair_sources=["fables"] * num,
-        reference=gaps["sft"],
-        beta=0.1,
-        rewarded="dpo",
+        rewarded={"dpo": Rewarded(gaps["sft"], 0.1)},
     )
 
 
@@ -132,7 +130,8 @@ def test_a_model_with_nan_is_named_and_not_counted_as_wrong() -> None:
     given = rows()
     given.losses["sft"][3] = math.nan
     given.chosen["sft"][7] = -math.inf
-    given.reference = given.reference + np.where(np.arange(40) == 7, np.nan, 0)  # type: ignore[operator]
+    spoilt = given.rewarded["dpo"].reference + np.where(np.arange(40) == 7, np.nan, 0)
+    given.rewarded["dpo"] = Rewarded(spoilt, 0.1)
     notes = without_nan(given)
     found = told(given)
     assert "sft" in notes[0] and "1 of 40" in notes[0] and len(notes) == 3
@@ -159,7 +158,7 @@ def test_the_table_shows_values_with_their_intervals_and_rows() -> None:
     report = summary(rows(), MODELS, SEED)
     found = plain(report)["models"]["dpo"]["preference_accuracy"]
     text = shown(report)
-    assert f"100.0 % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" in text
+    assert f"100.0% [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" in text
     line = next(line for line in text.splitlines() if line.startswith("accuracy by reward"))
     assert line.split()[3:5] == ["-", "-"] and line.split()[-1] == "40"
     assert "letters" in text and "[?]" in text
@@ -226,8 +225,9 @@ def test_another_recipe_than_that_of_the_training_is_refused_where_it_matters_an
 ) -> None:
     run = finish(tmp_path, "dpo", "dpo.beta=0.3", "sft.max_steps=5")
     finish(tmp_path, "sft", "sft.max_steps=5")
-    with pytest.raises(UserError, match=r"dpo.beta: 0.3 then, 0.1 now"):
-        chosen(run)
+    with pytest.raises(UserError, match=r"template.pad_token: .* then, 'x' now"):
+        chosen(run, overrides=("template.pad_token=x",))
+    assert any("dpo.beta: 0.3 then, 0.1 now" in note for note in chosen(run).notes), "measured with its own"
     found = chosen(run, overrides=("dpo.beta=0.3",))
     assert all("sft.max_steps: 5 then, None now" in note for note in found.notes) and len(found.notes) == 2
     assert chosen(run, overrides=("dpo.beta=0.3", "sft.max_steps=5")).notes == ()

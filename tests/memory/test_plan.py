@@ -12,9 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from toolkit import hardware
+from toolkit import cards
+from toolkit.cards import CARDS, Card
 from toolkit.errors import UserError
-from toolkit.hardware import CARDS, GIB, Card
+from toolkit.hardware import GIB
 from toolkit.memory import terms
 from toolkit.memory.phases import Phases
 from toolkit.memory.plan import ITEMS, Settings, plan_stage
@@ -276,7 +277,7 @@ class TestPlan:
         assert plan.budget_gib == 22.0, "what is planned for on a 4090"
 
     def test_json(self):
-        plan = plan_stage(EIGHT_B, "dpo", hardware.card("6"), 64)
+        plan = plan_stage(EIGHT_B, "dpo", cards.card("6"), 64)
         told = json.loads(json.dumps(plan.to_dict()))
         assert {"items_gib", "peak_gib", "budget_gib", "fits", "settings"} <= set(told)
         assert told["settings"] == asdict(plan.settings)
@@ -301,7 +302,7 @@ class TestPlan:
 
     def test_auto_spends_in_order(self):
         """A growing card buys tokens per micro-batch, then kept layers."""
-        chosen = [plan_stage(EIGHT_B, "sft", hardware.card(str(gib / 4)), 64) for gib in range(30, 110)]
+        chosen = [plan_stage(EIGHT_B, "sft", cards.card(str(gib / 4)), 64) for gib in range(30, 110)]
         spent = [
             (s.tokens_per_micro_batch, -s.recompute_layers, s.loss_chunk_gib)
             for s in (plan.settings for plan in chosen if plan.fits)
@@ -330,10 +331,10 @@ class TestPlan:
             assert settings.recompute_layers == layers
 
     def test_what_auto_chose_can_be_copied_into_the_recipe(self):
-        plan = plan_stage(EIGHT_B, "sft", hardware.card("16"), 64)
+        plan = plan_stage(EIGHT_B, "sft", cards.card("16"), 64)
         values = {f"memory__{name}": value for name, value in asdict(plan.settings).items()}
         del values["memory__gradient_accumulation_steps"]
-        again = plan_stage(changed(EIGHT_B, **values), "sft", hardware.card("16"), 64)
+        again = plan_stage(changed(EIGHT_B, **values), "sft", cards.card("16"), 64)
         assert (again.settings, again.peak_gib) == (plan.settings, plan.peak_gib)
 
     def test_reference_pass_is_a_phase_of_its_own(self):
@@ -368,7 +369,7 @@ class TestPlan:
         assert plan.items_gib["optimizer"] == pytest.approx(12 * 41_943_040 / GIB)
 
     def test_floors(self):
-        unknown = plan_stage(EIGHT_B, "sft", hardware.card("24"), 64)
+        unknown = plan_stage(EIGHT_B, "sft", cards.card("24"), 64)
         assert unknown.floor_seconds_per_1000_steps is None
         plan = plan_stage(changed(EIGHT_B, sft__max_steps=500), "sft", RTX4090, 64)
         assert plan.floor_seconds_per_1000_steps is not None
@@ -384,7 +385,7 @@ class TestPlan:
     @pytest.mark.parametrize("name", names())
     def test_shipped_recipes_fit_the_card_they_name(self, name):
         shipped = load(name)
-        card = hardware.card(shipped.gpu) if shipped.gpu else None
+        card = cards.card(shipped.gpu) if shipped.gpu else None
         for stage in ("sft", "dpo"):
             if getattr(shipped, stage) is not None:
                 assert plan_stage(shipped, stage, card, 8).fits
@@ -414,7 +415,7 @@ class TestFixes:
         ids=["auto", "pinned", "16bit", "adamw_torch", "budget"],
     )
     def test_each_holds_what_it_says(self, stage, gib, values):
-        bad, card = changed(EIGHT_B, **values), hardware.card(gib)
+        bad, card = changed(EIGHT_B, **values), cards.card(gib)
         plan = plan_stage(bad, stage, card, 64)
         assert len(plan.fixes) <= 3
         if plan.fits:
@@ -444,7 +445,7 @@ class TestFixes:
 lengths = st.integers(8, 8192)
 chunks = st.sampled_from([0.125, 0.25, 0.5, 1.0, 2.0, 4.0])
 stages = st.sampled_from(["sft", "dpo"])
-cards = st.one_of(st.none(), st.floats(4, 150).map(lambda gib: Card(f"{gib} GiB", gib)))
+any_card = st.one_of(st.none(), st.floats(4, 150).map(lambda gib: Card(f"{gib} GiB", gib)))
 
 
 @st.composite
@@ -514,7 +515,7 @@ class TestAlwaysHolds:
         assert sum(phases.loss(settings, tokens).values()) <= phases.peak(settings, length) * (1 + 1e-9)
 
     @settings(deadline=None)
-    @given(recipes(), stages, cards)
+    @given(recipes(), stages, any_card)
     def test_plan_is_consistent(self, recipe, stage, card):
         plan = plan_stage(recipe, stage, card, 32)
         chosen, section = plan.settings, recipe.section(stage)
@@ -530,7 +531,7 @@ class TestAlwaysHolds:
         assert all(gib >= 0 for gib in plan.items_gib.values())
 
     @settings(max_examples=40, deadline=None)
-    @given(recipes(), stages, cards)
+    @given(recipes(), stages, any_card)
     def test_auto_fits_when_anything_does(self, recipe, stage, card):
         plan, section = plan_stage(recipe, stage, card, 32), recipe.section(stage)
         assume(plan.budget_gib > 0)
@@ -562,7 +563,7 @@ class TestAlwaysHolds:
         return [(effective, 1), (effective, 4096)]
 
     @settings(deadline=None)
-    @given(recipes(), stages, cards)
+    @given(recipes(), stages, any_card)
     def test_largest_max_length_is_the_largest(self, recipe, stage, card):
         largest = plan_stage(recipe, stage, card, 32).largest_max_length
         assume(largest < LONGEST)

@@ -6,9 +6,9 @@ from typing import Annotated
 import pytest
 
 from tests.conftest import ROOT
+from toolkit.cards import CARDS
 from toolkit.data import sets
 from toolkit.errors import UserError
-from toolkit.hardware import CARDS
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.document import markdown
@@ -42,13 +42,22 @@ def problems(*overrides: str, recipe: str = "tiny") -> str:
         ("sft.datasets.7.path=x", "sft.datasets is a list of 1"),
         ("sft.datasets=[", "not valid YAML"),
         ("sft.report_to=[tensorbord]", "'tensorboard' or 'wandb'"),
-        ("sft.eval_rows=5", "eval_datasets and eval_rows are both set"),
+        ("sft.eval_rows=5", "--set sft.eval_rows: sft: eval_datasets and eval_rows are both set"),
+        ("memory.per_device_train_batch_size=3", "--set memory.per_device_train_batch_size: sft.effective_b"),
+        (
+            "sft.datasets.0={pth: x}",
+            "--set sft.datasets.0: sft.datasets.0.pth: unknown key; did you mean 'path'?",
+        ),
+        ("max_rows=5", "--set max_rows: unknown key; did you mean 'sft.max_rows' or 'dpo.max_rows'?"),
+        ("sft.lr=1e-4", "--set sft.lr: unknown key; did you mean 'learning_rate'?"),
+        ("lr=1e-4", "did you mean 'sft.learning_rate' or 'dpo.learning_rate'?"),
+        ("sft.batch_size=4", "did you mean 'effective_batch_size'?"),
+        ("sft.epochs=2", "did you mean 'num_train_epochs'?"),
         (
             "dpo.label_smoothing=0.1",
             "loss_type sigmoid has none: take loss_type robust, or label_smoothing 0",
         ),
         ("dpo.loss_type=aot", "got 'aot': Input should be 'sigmoid', 'robust'"),
-        ("memory.per_device_train_batch_size=3", "accumulation must be whole"),
         ("compare.measures.brief=(", "--set compare.measures.brief: got '(': not a regular expression"),
         ("compare.measures={a|b: x}", "compare.measures: got 'a|b': String should match pattern"),
         ("seed=4294967296", "less than 4294967296"),
@@ -128,7 +137,23 @@ def test_a_file_that_is_no_recipe(text: str, said: str, tmp_path: Path) -> None:
 
 def test_a_misspelt_name_shows_the_near_ones() -> None:
     assert "did you mean llama31_8b" in problems(recipe="lama31_8b")
-    assert "no recipe file nowhere/x.yaml" in problems(recipe="nowhere/x.yaml")
+    assert f"no recipe file {Path.cwd()}/nowhere/x.yaml" in problems(recipe="nowhere/x.yaml")
+    assert "did you mean the shipped recipe, --recipe llama31_8b?" in problems(recipe="llama31_8b.yaml")
+
+
+def test_a_fault_of_the_file_keeps_its_line_beside_one_of_an_override(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    text = load("tiny").to_yaml().replace("seed: 3407", "seed: many")
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(str(file), ("dpo.beta=x", "sft.max_rows=5"))
+    of_file, of_override = sorted(error.value.problems, reverse=True)
+    assert of_file.startswith(f"mine.yaml:{text.splitlines().index('seed: many') + 1}: seed: got 'many'")
+    assert of_override.startswith("--set dpo.beta: got 'x'")
+
+
+def test_one_tracker_is_a_list_of_it() -> None:
+    assert load("tiny", ("sft.report_to=wandb",)).section("sft").report_to == ("wandb",)
 
 
 def test_numbers_in_yaml_1_2() -> None:
@@ -187,6 +212,7 @@ def test_a_field_without_a_role_or_with_an_unexplained_default_does_not_load() -
 # Beside these, which say something of few models and sets, a shipped recipe writes every key.
 SELDOM = {
     *("model.trust_remote_code", "model.architecture.head_dim", "model.architecture.tie_word_embeddings"),
+    "model.architecture.max_position_embeddings",
     *("name", "data_dir", "split", "revision", "schema", "filter", "top_k", "rows", "weight"),
 }
 

@@ -8,14 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.report.curves import (
+    CHARTS,
     NUM_POINTS,
+    NUM_TABLED,
     Point,
     Series,
     charts,
+    described,
     means,
     num_in_mean,
+    tabled,
     thinned,
     with_planned_peak,
+    without_ties,
 )
 
 values = st.one_of(st.none(), st.floats(-1e6, 1e6))
@@ -100,3 +105,31 @@ def test_a_chart_without_values_is_not_shown() -> None:
     assert [chart.title for chart in shown] == ["Loss", "GPU memory"]
     assert [curve.label for curve in shown[1].curves] == ["peak since the last log", "planned peak"]
     assert [chart.title for chart in charts("sft", {})] == []
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_an_evaluation_is_told_from_training_without_its_colour(name: str) -> None:
+    looks = [(curve.key.startswith("eval_"), curve.dash, curve.marker) for curve in CHARTS[name].curves]
+    assert {look[1:] for look in looks if look[0]}.isdisjoint(look[1:] for look in looks if not look[0])
+
+
+def test_the_first_step_of_dpo_says_nothing_of_accuracy() -> None:
+    series = {"rewards/accuracies": Series([1, 10], [0.125, 0.6]), "loss": Series([1, 10], [0.69, 0.68])}
+    shown = without_ties(series)
+    assert shown["rewards/accuracies"].steps == [10] and shown["loss"].steps == [1, 10]
+    assert without_ties(shown) == shown
+    only = without_ties({"rewards/accuracies": Series([1], [0.125])})
+    assert charts("dpo", only) == []
+
+
+def test_behind_a_figure_stand_its_values_and_a_sentence() -> None:
+    steps = list(range(1, 1001))
+    series = {"loss": Series(steps, [2.0] * 999 + [1.0]), "eval_loss": Series([500, 1000], [1.5, None])}
+    [chart] = charts("sft", series)
+    rows = tabled(chart, series)
+    assert rows[0] == (1, [2.0, None]) and rows[-1] == (1000, [1.0, None]) and (500, [2.0, 1.5]) in rows
+    assert len(rows) <= 2 * NUM_TABLED
+    assert described(chart, series) == (
+        "Loss, nats a trained token: train from 2.0000 at step 1 to 1.0000 at step 1,000; "
+        "evaluation 1.5000 at step 500"
+    )

@@ -12,8 +12,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.in_browser import look_at, wait_until
+from toolkit.errors import UserError
 from toolkit.files import write_json
-from toolkit.report import run_page, run_record
+from toolkit.report import curves, figures, run_page, run_record
 from toolkit.run.rundir import RunDir
 
 HOSTILE = '</script><img src="https://example.org/x.png" onerror=alert(1)>'
@@ -28,6 +29,45 @@ MANIFEST = {
     "packages": {"torch": "2.13.0", "trl": "1.15.0"},
     "plan": {"settings": {"recompute_layers": 4}, "peak_gib": 20.5, "items_gib": {"weights": 5.6, "context": 0.5}},
 }  # fmt: skip
+
+
+PROVED = {
+    "outcome": "finished",
+    "reference": {
+        "pairs": 1200,
+        "reused": 64,
+        "seconds": 9.0,
+        "first_step": {"loss": 0.6932, "margin": 0.0004, "margin_limit": 0.1},
+    },
+    "shared_prompts": {
+        **{"kernel": "segments", "pairs": 16, "median": 1e-6, "worst": 2e-6, "median_noise": 1e-6},
+        **{"worst_noise": 3e-6, "least": 0.02, "attention_calls": 64, "expected_calls": 64},
+    },
+}
+
+
+def test_the_page_says_what_was_proved_before_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "dpo", 4)
+    write_json(run.report, PROVED)
+    page = run_page.page(record_of(run))
+    for said in (
+        "1,200 pairs, 64 of them found on disk",
+        "0.6932 (ln 2 = 0.6931), 0.0004 (at most 0.1)",
+        "1.0e-06 nats in the median, 2.0e-06 at most, on 16 pairs",
+        "64 of 64",
+    ):
+        assert said in page
+    write_json(run.report, {"outcome": "finished", "shared_prompts": {"off": "its attention <caps> logits"}})
+    page = run_page.page(record_of(run))
+    assert "prompts are run twice, once a reply" in page and "&lt;caps&gt;" in page
+    run.report.unlink()
+    assert "Proved before training" not in run_page.page(record_of(run))
+
+
+def record_of(run: RunDir) -> run_record.RunRecord:
+    record = run_record.read(run)
+    assert record is not None
+    return record
 
 
 def make_run(root: Path, stage: str, num_steps: int, **facts: Any) -> RunDir:
@@ -108,6 +148,97 @@ def test_the_figures_follow_the_scheme_and_zoom_together(tmp_path: Path, browser
     page.context.close()
 
 
+def test_a_table_wider_than_a_phone_scrolls_by_itself_and_keeps_its_labels(
+    tmp_path: Path, browser: Any
+) -> None:
+    run = make_run(tmp_path, "sft", 0)
+    measured = {"value": 0.875, "low": 0.8, "high": 0.925, "num_rows": 1234}
+    models = {name: {"likelihood_accuracy": measured} for name in ("base", "sft", "dpo", "dpo-beta02")}
+    write_json(run.of("eval").report, {"models": models})
+    assert run_page.write(run)
+    seen = look_at(browser, run.page, 0, 390)
+    left, moved, shade = seen.page.evaluate("""() => {
+        const table = document.querySelector(".wide table").parentElement;
+        table.scrollLeft = 100;
+        const label = [...table.querySelectorAll("td")].find((cell) => cell.textContent === "accuracy by likelihood");
+        return [label.getBoundingClientRect().left - table.getBoundingClientRect().left, table.scrollLeft,
+            getComputedStyle(table).backgroundImage];
+    }""")
+    assert seen.overflow <= 0 and (left, moved) == (0, 100) and "gradient" in shade
+    seen.page.context.close()
+
+
+def touch(page: Any, kind: str, *points: tuple[float, float]) -> None:
+    fingers = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(points)]
+    page.touching.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+    page.wait_for_timeout(20)
+
+
+def test_two_fingers_or_a_button_zoom_and_one_finger_scrolls(tmp_path: Path, browser: Any) -> None:
+    run = make_run(tmp_path, "sft", 20)
+    assert run_page.write(run)
+    seen = look_at(browser, run.page, 5, 390, has_touch=True, is_mobile=True)
+    page = seen.page
+    page.touching = page.context.new_cdp_session(page)
+    steps = """() => { const { start, end } = [...Bokeh.documents[0].all_models]
+        .find((model) => model.type === "Figure").x_range; return end - start; }"""
+    whole = page.evaluate(steps)
+    figure = page.locator(".charts [role=img]").first
+    assert "from 0.7" in figure.get_attribute("aria-label")
+    figure.scroll_into_view_if_needed()
+    box = figure.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    touch(page, "touchStart", (x - 30, y), (x + 30, y))
+    for apart in range(30, 90, 10):
+        touch(page, "touchMove", (x - apart, y), (x + apart, y))
+    touch(page, "touchEnd")
+    wait_until(page, f"() => ({steps})() < {0.9 * whole}")
+    page.locator("[data-zoom='0']").tap()
+    wait_until(page, f"() => ({steps})() === {whole}")
+    page.locator("[data-zoom='.5']").tap()
+    wait_until(page, f"() => ({steps})() === {whole / 2}")
+    page.locator("[data-zoom='2']").tap()
+    page.locator("[data-zoom='2']").tap()  # there is no more than all
+    wait_until(page, f"() => ({steps})() === {whole}")
+
+    figure.scroll_into_view_if_needed()
+    before = page.evaluate("scrollY")
+    touch(page, "touchStart", (x, y))
+    for up in range(0, 200, 20):
+        touch(page, "touchMove", (x, y - up))
+    touch(page, "touchEnd")
+    wait_until(page, f"() => scrollY > {before} + 50")
+    assert page.evaluate(steps) == whole
+    page.context.close()
+
+
+def test_figures_have_titles_with_units_and_shares_their_whole_axis() -> None:
+    from bokeh.models import Range1d
+
+    series = run_record.Series([1, 2], [0.5, 0.6])
+    for chart in (*curves.CHARTS.values(), *curves.OPTIMIZER, curves.MEMORY):
+        plot = figures._figure(chart, {curve.key: series for curve in chart.curves}, Range1d(0, 3), [])
+        assert plot.xaxis.axis_label == "optimizer step" and plot.yaxis.axis_label == chart.axis != ""
+        if chart.is_share:
+            assert (round(plot.y_range.start, 1), round(plot.y_range.end, 1)) == (0, 1)
+
+
+def test_a_page_written_again_draws_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, drawn = make_run(tmp_path, "sft", 30), list[int]()
+    draw = figures._drawn
+    monkeypatch.setattr(figures, "_drawn", lambda *of: drawn.append(1) or draw(*of))  # type: ignore[func-returns-value]
+    first = text_of(run)
+    write_json(run.of("compare").report, {"models": {"base": {"ended_fraction": 0.25}}})
+    again = text_of(run)
+    assert len(drawn) == 1 and "ended by itself" in again and "25.0%" in again
+    assert first.count("<!--") == again.count("<!--") > 0
+    with run.metrics.open("a") as stream:
+        stream.write('\n{"step": 31, "loss": 0.1}\n')
+    text_of(run)
+    assert len(drawn) == 2
+
+
 def test_each_outcome_says_what_happened_and_what_the_same_command_does(tmp_path: Path) -> None:
     finished = text_of(make_run(tmp_path / "finished", "sft", 5))
     assert "Finished" in finished and "--fresh moves this run aside" in finished.replace("it ", "")
@@ -173,6 +304,7 @@ def test_answers_rows_and_measures_are_shown_and_escaped(tmp_path: Path) -> None
         run.of("compare").report, {"models": {"base": {"ended_fraction": 0.25}, "dpo": {"by_source": {}}}}
     )
     page = text_of(run)
+    assert "preference_accuracy" not in page and "ended fraction" not in page
     assert "<img" not in page and "&lt;/script&gt;" in page
     for shown in (
         "Ünïcödé",
@@ -183,7 +315,10 @@ def test_answers_rows_and_measures_are_shown_and_escaped(tmp_path: Path) -> None
         "a reply of the assistant is empty",
         "rows 7, 9, ...",
         "87.5%",
-        "80.0% to 92.5%, 1,234 rows",
+        "80.0% to 92.5%",
+        ">1,234<",
+        "accuracy by reward",
+        "ended by itself",
         "25.0%",
     ):
         assert shown in page, shown
@@ -199,6 +334,21 @@ def test_a_report_of_an_earlier_session_does_not_speak_for_this_one(tmp_path: Pa
 
 def test_a_value_that_is_not_finite_is_counted(tmp_path: Path) -> None:
     assert "1 value was not finite" in text_of(make_run(tmp_path, "sft", 30))
+
+
+def test_a_last_loss_that_is_no_number_is_not_told_as_the_one_before(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sft", 0, outcome="failed")
+    run.metrics.write_text('{"step": 1, "loss": 4.6678}\n{"step": 20, "loss": null}\n')
+    text = text_of(run)
+    assert "<dt>Training loss</dt><dd>not finite</dd>" in text and "from 4.6678" in text
+
+
+def test_a_page_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "sft", 3)
+    run.page.mkdir()
+    (run.page / "in the way").touch()
+    with pytest.raises(UserError, match=r"cannot write .*report.html: "):
+        run_page.write(run)
 
 
 @pytest.mark.parametrize("made", [True, False])

@@ -154,7 +154,7 @@ def test_a_manifest_that_is_deleted_in_mid_run_is_one_message(run: RunDir) -> No
 def test_a_finished_adapter_that_is_not_what_was_saved_is_not_used(run: RunDir) -> None:
     finish(run, seed=1)
     (run.adapter / WEIGHTS).write_text("weightz")
-    for ask in (lambda: run.is_finished({"seed": 1}), lambda: run.of("dpo").starting_adapter("sft")):
+    for ask in (lambda: run.is_finished({"seed": 1}), run.check_adapter):
         with pytest.raises(UserError, match=f"is damaged: {WEIGHTS} is not what was written"):
             ask()
 
@@ -199,6 +199,8 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(run: RunDir) -> 
     with run.locked():
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert f"in use by process {os.getpid()} on {socket.gethostname()}" in done.stderr
+        assert f"in use by process {os.getpid()} on" in run.problems()[0], "before anything heavy is loaded"
+    assert run.problems() == []
     assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
@@ -215,6 +217,8 @@ def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
     try:
         with pytest.raises(UserError, match="Read-only file system; choose --runs DIR"):
             RunDir(tmp_path, "tiny", "sft").locked().__enter__()
+        [problem] = RunDir(tmp_path, "tiny", "sft").problems()
+        assert problem == f"cannot write to {tmp_path}/tiny/sft: Read-only file system; choose --runs DIR"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 

@@ -22,6 +22,14 @@ def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.Mon
     assert problems("dpo", []) == []
 
 
+def test_an_environment_that_wandb_does_not_take_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    code = "from toolkit.training.trackers import problems; print(problems('sft', ['wandb']))"
+    monkeypatch.setenv("WANDB_SILENT", "")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "its environment variables are not as it takes them" in done.stdout, done.stderr
+
+
 def test_wandb_without_a_key_is_refused_before_it_could_ask_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 "use strict";
-// Shows the comparison that stands in the page as JSON. Texts go into the page as text, never as HTML.
+// Shows the comparison that stands in the page as JSON. Texts go into the page as text, never as HTML. votes.js is part
+// of the same script.
 
 const holder = document.getElementById("data");
 const data = JSON.parse(holder.textContent);
@@ -7,12 +8,15 @@ holder.remove(); // in blind mode the page itself then holds no name
 const byId = (id) => document.getElementById(id);
 const names = data.names;
 const key = "votes " + data.recipe + " " + data.id;
+const MOST_MARKED = 2 / 3; // of an answer's words: where nearly all differs, marks say nothing
+const asksQuestions = data.rows.some((row) => row.expected);
+const numPrompts = data.rows.filter((row) => !row.expected).length; // questions are held out: no votes, no training
 
 let blind = false;
-let here = 0; // index of the prompt that the keyboard votes on
+let here = 0; // index of the row that the keyboard votes on
 const cards = [];
 const orders = data.rows.map(() => shuffled(names.length)); // another one at each load
-const votes = readVotes(); // prompt -> index of the model that won, "tie" or "skip"
+const cast = readVotes(); // all votes in their order: [row, index of the model that won, "tie", "skip" or null]
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -27,60 +31,6 @@ function shuffled(length) {
     [order[last], order[other]] = [order[other], order[last]];
   }
   return order;
-}
-
-// Votes ------------------------------------------------------------------------------------------------------
-
-function readVotes() {
-  try {
-    return new Map(JSON.parse(localStorage.getItem(key) || "[]"));
-  } catch {
-    return new Map();
-  }
-}
-
-function keepVotes() {
-  try {
-    localStorage.setItem(key, JSON.stringify([...votes]));
-  } catch {
-    byId("note").textContent = "This browser keeps no votes for this page: download them before you close it.";
-  }
-}
-
-function vote(row, value) {
-  if (votes.get(row) === value) votes.delete(row);
-  else votes.set(row, value);
-  keepVotes();
-  drawCard(row);
-  drawProgress();
-  if (!blind) drawMeasures();
-}
-
-function pairs() {
-  const text = (row, model) => data.rows[row].words[model].join("");
-  const found = [];
-  for (const [row, winner] of votes) {
-    if (typeof winner !== "number") continue;
-    for (let loser = 0; loser < names.length; loser++) {
-      const [chosen, rejected] = [text(row, winner), text(row, loser)];
-      if (chosen === rejected || !chosen || !rejected) continue; // nothing to learn from such a pair
-      found.push({
-        prompt: data.rows[row].turns,
-        chosen: [{ role: "assistant", content: chosen }],
-        rejected: [{ role: "assistant", content: rejected }],
-        chosen_model: names[winner],
-        rejected_model: names[loser],
-      });
-    }
-  }
-  return found;
-}
-
-function download() {
-  const lines = pairs().map((pair) => JSON.stringify(pair) + "\n");
-  const url = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
-  make("a", { href: url, download: data.recipe + "-votes.jsonl" }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
 // What is shown ----------------------------------------------------------------------------------------------
@@ -101,41 +51,64 @@ function drawHeader() {
 
 function drawMeasures() {
   if (blind) return byId("measures").replaceChildren();
-  const count = (value) => [...votes.values()].filter((vote) => vote === value).length;
-  const won = votes.size ? [["votes won", ...names.map((_, model) => String(count(model)))]] : [];
-  const row = (cells) => make("tr", {}, ...cells.map((cell, at) => make(at ? "td" : "th", {}, cell)));
+  const all = [...votes().values()];
+  const count = (value) => all.filter((vote) => vote === value).length;
+  const won = all.length ? [["votes won", ...names.map((_, model) => String(count(model)))]] : [];
+  const row = ([label, ...cells]) =>
+    make("tr", {}, make("th", { scope: "row" }, label), ...cells.map((cell) => make("td", {}, cell)));
   const head = make("tr", {}, ...["", ...names].map((name) => make("th", { scope: "col" }, name)));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...[...won, ...data.measures].map(row)));
   const open = byId("measures").firstElementChild?.open ?? true;
-  byId("measures").replaceChildren(make("details", { open }, make("summary", {}, "measures"), table));
+  const wide = make("div", { className: "wide" }, table);
+  byId("measures").replaceChildren(make("details", { open }, make("summary", {}, "measures"), wide));
 }
 
-function drawAgainst() {
-  const chosen = byId("against").value || "left";
-  const options = [["", "mark no differences"], ["left", "differences from the left column"]];
-  if (!blind) options.push(...names.map((name, model) => [String(model), `differences from ${name}`]));
-  byId("against").replaceChildren(...options.map(([value, text]) => make("option", { value }, text)));
-  byId("against").value = options.some(([value]) => value === chosen) ? chosen : "left";
+function drawChoice(id, fallback, options) {
+  const chosen = byId(id).value || fallback;
+  byId(id).replaceChildren(...options.map(([value, text]) => make("option", { value }, text)));
+  byId(id).value = options.some(([value]) => value === chosen) ? chosen : fallback;
 }
 
-function answerText(row, model) {
+function drawChoices() {
+  const byName = (text) => (blind ? [] : names.map((name, model) => [String(model), `${text} ${name}`]));
+  const before = `differences from the ${blind ? "column" : "model"} before`;
+  drawChoice("against", "before", [["none", "mark no differences"], ["before", before], ...byName("differences from")]);
+  const wrong = asksQuestions ? [["wrong", "a wrong answer"], ...byName("wrong answer of")] : [];
+  drawChoice("filter", "all", [["all", "all"], ["differ", "answers differ"], ["open", "not voted on"],
+    ["voted", "voted on"], ["cut", "an answer did not end"], ...wrong]);
+}
+
+// Ranges of words that differ from the answer they are held against, and whether those are nearly all there are.
+function differences(row, column) {
   const against = byId("against").value;
-  const other = against === "left" ? order(row)[0] : Number(against);
+  const model = order(row)[column];
+  const other = against === "before" ? order(row)[column - 1] : Number(against);
+  const { words, marks } = data.rows[row];
+  const ranges = against === "none" ? [] : (marks[model][other] ?? []);
+  const num = ranges.reduce((sum, [start, end]) => sum + end - start, 0);
+  const isNew = num > MOST_MARKED * words[model].length && other !== model;
+  return isNew ? [[], other] : [ranges, null];
+}
+
+function answerText(row, column, ranges) {
+  const model = order(row)[column];
   const words = data.rows[row].words[model];
+  if (!words.length) return [make("span", { className: "about" }, "(empty)")];
+  const kinds = words.map(() => "");
+  for (const [start, end] of ranges) kinds.fill("other", start, end);
+  for (const [start, end] of data.rows[row].found?.[model] ?? []) kinds.fill("expected", start, end);
   const parts = [];
-  let at = 0;
-  for (const [start, end] of against === "" ? [] : data.rows[row].marks[model][other]) {
-    const marked = words.slice(start, end).join("");
-    const text = marked.trimEnd();
-    parts.push(words.slice(at, start).join(""), make("mark", {}, text), marked.slice(text.length));
-    at = end;
+  for (let start = 0, end; start < words.length; start = end) {
+    for (end = start + 1; kinds[end] === kinds[start]; end++);
+    const text = words.slice(start, end).join("");
+    const bare = text.trimEnd();
+    parts.push(kinds[start] ? make("mark", { className: kinds[start] }, bare) : bare, text.slice(bare.length));
   }
-  parts.push(words.slice(at).join(""));
-  return words.length ? parts : [make("span", { className: "about" }, "(empty)")];
+  return parts;
 }
 
 function button(row, value, text, title) {
-  const pressed = votes.get(row) === value;
+  const pressed = votes().get(row) === value;
   const element = make("button", { type: "button", onclick: () => vote(row, value) }, text);
   element.setAttribute("aria-pressed", pressed);
   element.setAttribute("aria-label", title);
@@ -144,24 +117,33 @@ function button(row, value, text, title) {
 
 function answerCard(row, column) {
   const model = order(row)[column];
-  const { ended, tokens } = data.rows[row];
-  const size = make("span", {}, `${tokens[model]} tokens`);
+  const { ended, tokens, correct } = data.rows[row];
+  const [ranges, replaced] = differences(row, column);
+  const size = make("span", {}, `${tokens[model]} token${tokens[model] === 1 ? "" : "s"}`);
   const text = (at) => data.rows[row].words[order(row)[at]].join("");
   const twin = names.findIndex((_, at) => at < column && text(at) === text(column));
   if (twin >= 0) size.prepend(`same as ${label(row, twin)}, `);
+  if (replaced !== null && twin < 0) {
+    const at = order(row).indexOf(replaced);
+    size.prepend(make("span", { title: "so no differences are marked" }, `mostly other words than ${label(row, at)}, `));
+  }
+  if (correct) {
+    const right = correct[model];
+    size.prepend(make("b", { className: right ? "right" : "wrong" }, right ? "right" : "wrong"), ", ");
+  }
   if (!ended[model]) size.append(make("span", { className: "cut" }, ", did not end"));
   const title = `${label(row, column)} is better for prompt ${row + 1}`;
   return make(
     "section",
-    { className: votes.get(row) === model ? "answer won" : "answer" },
+    { className: votes().get(row) === model ? "answer won" : "answer" },
     make("h3", {}, label(row, column), size),
-    make("div", { className: "text" }, ...answerText(row, model)),
-    make("div", {}, button(row, model, `${column + 1} \u00b7 this one is better`, title)),
+    make("div", { className: "text" }, ...answerText(row, column, ranges)),
+    ...(correct ? [] : [make("div", {}, button(row, model, `${column + 1} \u00b7 this one is better`, title))]),
   );
 }
 
 function drawCard(row) {
-  const { turns } = data.rows[row];
+  const { turns, expected } = data.rows[row];
   const turn = ({ role, content }) => {
     const speaker = turns.length > 1 ? [make("span", { className: "role" }, role)] : [];
     return make("div", { className: "turn" }, ...speaker, content);
@@ -176,33 +158,42 @@ function drawCard(row) {
     button(row, "skip", "skip", `skip prompt ${number}`),
   );
   const held = cards[row].contains(document.activeElement) && document.activeElement.ariaLabel;
-  cards[row].replaceChildren(make("div", {}, ...turns.map(turn)), answers, ...(names.length > 1 ? [others] : []));
+  const asked = make("div", {}, ...turns.map(turn));
+  const due = expected ? [make("div", { className: "about" }, "expected: ", make("b", {}, expected.join(" or ")))] : [];
+  const canVote = !expected && names.length > 1;
+  cards[row].replaceChildren(asked, ...due, answers, ...(canVote ? [others] : []));
   if (held) [...cards[row].querySelectorAll("button")].find((found) => found.ariaLabel === held)?.focus();
 }
 
 function drawProgress() {
   const usable = pairs().length;
-  byId("progress").textContent = `${votes.size} of ${data.rows.length} voted on, ${usable} pairs`;
+  byId("progress").textContent = `${votes().size} of ${numPrompts} voted on, ${usable} pair${usable === 1 ? "" : "s"}`;
   byId("download").disabled = !usable;
+  byId("undo").disabled = !cast.length;
 }
 
 function applyFilter() {
   const wanted = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const kind = byId("filter").value;
+  const voted = votes();
   data.rows.forEach((row, index) => {
     const texts = row.words.map((words) => words.join(""));
     const all = [...row.turns.map((turn) => turn.content), ...texts].join("\n").toLowerCase();
     const fits = {
       all: true,
       differ: new Set(texts).size > 1,
-      open: !votes.has(index),
-      voted: votes.has(index),
+      open: !row.expected && !voted.has(index),
+      voted: voted.has(index),
       cut: row.ended.includes(false),
-    }[kind];
+      wrong: row.correct?.includes(false),
+    }[kind] ?? row.correct?.[Number(kind)] === false;
     cards[index].hidden = !(fits && wanted.every((word) => all.includes(word)));
   });
   const shown = cards.filter((card) => !card.hidden).length;
-  byId("note").textContent = shown < cards.length ? `${shown} of ${cards.length} prompts shown` : "";
+  const each = asksQuestions ? "prompts and questions" : "prompts";
+  byId("note").textContent = shown < cards.length ? `${shown} of ${cards.length} ${each} shown` : "";
+  for (const part of document.querySelectorAll("main section.part"))
+    part.hidden = ![...part.querySelectorAll("article")].some((card) => !card.hidden);
   if (shown && cards[here].hidden) go(cards.findIndex((card) => !card.hidden), false);
 }
 
@@ -210,9 +201,10 @@ function draw() {
   byId("blind").setAttribute("aria-pressed", blind);
   drawHeader();
   drawMeasures();
-  drawAgainst();
+  drawChoices();
   cards.forEach((_, row) => drawCard(row));
   drawProgress();
+  applyFilter();
 }
 
 // Keyboard ---------------------------------------------------------------------------------------------------
@@ -250,6 +242,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "b") setBlind(!blind);
   else if (event.key === "t") vote(here, "tie");
   else if (event.key === "s") vote(here, "skip");
+  else if (event.key === "u") undo();
   else if (event.key === "/") byId("search").focus();
   else if (column >= 0 && column < names.length) vote(here, order(here)[column]);
   else return;
@@ -257,15 +250,19 @@ document.addEventListener("keydown", (event) => {
 });
 
 data.rows.forEach((_, row) => {
-  const card = make("article", { tabIndex: -1, onclick: () => go(row, false) });
-  card.setAttribute("aria-label", `prompt ${row + 1}`);
+  const card = make("article", { tabIndex: -1, onclick: (event) => event.target.closest("button") || go(row, false) });
+  card.setAttribute("aria-label", row < numPrompts ? `prompt ${row + 1}` : `question ${row + 1 - numPrompts}`);
   cards.push(card);
 });
-byId("rows").append(...cards);
+byId("prompts").append(...cards.slice(0, numPrompts));
+byId("questions")?.append(...cards.slice(numPrompts));
+byId("undo").onclick = undo;
 byId("blind").onclick = () => setBlind(!blind);
 byId("search").oninput = applyFilter;
 byId("filter").onchange = applyFilter;
 byId("against").onchange = () => cards.forEach((_, row) => drawCard(row));
 byId("download").onclick = download;
 draw();
-go(0, false);
+const voted = votes();
+const open = nextPrompt(-1, (row) => !voted.has(row)) ?? 0;
+go(open, open > 0); // on with the votes of an earlier visit

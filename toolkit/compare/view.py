@@ -1,77 +1,46 @@
 """A comparison for a reader: one row a prompt, one column a model, as Markdown and on screen.
 
 A row is {"prompt": the text answered, "messages": all its turns, "answers": {model: text}, "measured": {model:
-{"num_tokens", "ended", "seconds"}}}; that is a line of comparison.jsonl, too.
+{"num_tokens", "ended", "seconds"}}}; that is a line of comparison.jsonl, too. Of a held-out question it also has
+"expected": the answers that count as correct, and "correct" among what is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from time import monotonic
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.constrain import Constrain
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from toolkit.console.panel import CTRL_C
-from toolkit.console.screen import is_live
+from toolkit.console.screen import is_live, live
 from toolkit.console.text import visible
 from toolkit.recipe.schema import Recipe
 from toolkit.records.comparison_report import AnswerMeasures
+from toolkit.report.measures import answer_rows
 
 Row = dict[str, Any]
-MEASURES = (
-    ("correct_fraction", "answered correctly", "{:.1%}"),
-    ("preference_accuracy", "prefers the chosen reply", "{:.1%}"),
-    ("mean_implicit_reward", "implicit reward of its answers", "{:+.3f}"),
-    ("ended_fraction", "ended by itself", "{:.1%}"),
-    ("mean_answer_tokens", "tokens an answer, mean", "{:.1f}"),
-    ("median_answer_tokens", "tokens an answer, median", "{:.1f}"),
-    ("mean_answer_characters", "characters an answer, mean", "{:.1f}"),
-    ("median_answer_characters", "characters an answer, median", "{:.1f}"),
-    ("empty_fraction", "empty answers", "{:.1%}"),
-    ("distinct_1", "distinct words in an answer", "{:.1%}"),
-    ("distinct_2", "distinct pairs of words", "{:.1%}"),
-    ("distinct_3", "distinct triples of words", "{:.1%}"),
-    ("mean_longest_repeat_words", "longest repeat, words, mean", "{:.1f}"),
-    ("max_longest_repeat_words", "longest repeat, words, largest", "{:.0f}"),
-    ("script_drift_fraction", "in another script than the prompt", "{:.1%}"),
-    ("tokens_per_second", "tokens/s", "{:,.0f}"),
-)
 NARROWEST = 22  # characters a column may have before models stand below each other
-REFRESH_SECONDS = 0.1
-
-
-def measure_rows(models: Mapping[str, AnswerMeasures]) -> list[tuple[str, list[str]]]:
-    """(label, one formatted value a model) of every measure that some model has, the recipe's own
-    among them under their names."""
-    found = [(label, style, [getattr(of, key) for of in models.values()]) for key, label, style in MEASURES]
-    matches = [of.matches or {} for of in models.values()]
-    own = dict.fromkeys(name for shares in matches for name in shares)
-    found[1:1] = [(name, "{:.1%}", [shares.get(name) for shares in matches]) for name in own]
-    return [
-        (label, ["-" if value is None else style.format(value) for value in values])
-        for label, style, values in found
-        if any(value is not None for value in values)
-    ]
+DRAWN_PER_SECOND = 8
 
 
 # Markdown --------------------------------------------------------------------------------------------------
 
 
 def comparison_markdown(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasures]) -> str:
-    """Measures, then each prompt with its answers as quotes."""
+    """Measures, then each prompt with its answers as quotes; of the held-out questions only how many there are."""
     names = list(models)
     lines = [f"# {recipe.name}: {' / '.join(names)}", "", recipe.description, ""]
     lines += [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in measure_rows(models)]
-    for number, row in enumerate(rows, 1):
+    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in answer_rows(models)]
+    questions = [row for row in rows if "expected" in row]
+    for number, row in enumerate((row for row in rows if "expected" not in row), 1):
         turns = row["messages"]
         plain = len(turns) == 1 and "\n" not in row["prompt"]
         lines += ["", f"## {row['prompt']}" if plain else f"## Prompt {number}", ""]
@@ -82,6 +51,10 @@ def comparison_markdown(recipe: Recipe, rows: Sequence[Row], models: Mapping[str
         for name in names:
             cut = "" if row["measured"][name]["ended"] else " (did not end by itself)"
             lines += [f"**{name}**{cut}", "", _quoted(row["answers"][name]), ""]
+    if questions:
+        lines += [
+            f"The answers to {len(questions)} held-out questions stand in comparison.html and comparison.jsonl."
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +77,7 @@ def show_measures(models: Mapping[str, AnswerMeasures], console: Console) -> Non
     table.add_column("")
     for name in models:
         table.add_column(escape(name), justify="right", overflow="fold")
-    for label, cells in measure_rows(models):
+    for label, cells in answer_rows(models):
         table.add_row(label, *cells)
     console.print(table)
 
@@ -122,18 +95,17 @@ def streaming(
         yield lambda name, texts: None
         return
     heard: dict[str, Callable[[], dict[int, str]]] = dict.fromkeys(names, dict)
-    shown = 0.0
+    working = names[0]
 
     def hear(name: str, texts: Callable[[], dict[int, str]]) -> None:
-        nonlocal shown
-        heard[name] = texts
-        if monotonic() - shown >= REFRESH_SECONDS:
-            answers = {name: so_far() for name, so_far in heard.items()}
-            view = _view(prompts, answers, name, console)
-            live.update(Constrain(view, console.width - CTRL_C), refresh=True)
-            shown = monotonic()
+        nonlocal working
+        heard[name], working = texts, name
 
-    with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+    def draw() -> RenderableType:  # by another thread: Ctrl-C would tear it here, and leave a border behind
+        answers = {name: so_far() for name, so_far in heard.items()}
+        return Constrain(_view(prompts, answers, working, console), console.width - CTRL_C)
+
+    with live(console, draw, DRAWN_PER_SECOND):
         yield hear
 
 

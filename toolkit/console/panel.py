@@ -175,15 +175,30 @@ def closing(state: State, now: float, width: int) -> Text:
     return text
 
 
-def line(step: int, num_steps: int, logs: dict[str, float], fields: Sequence[PanelField]) -> str:
-    """A log of the Trainer as one plain line; "" where it holds nothing to show. `fields` are the stage's own."""
-    shown = [
-        f"{one.label} {one.style.format(logs[one.key])}" for one in (*fields, *COMMON) if one.key in logs
-    ]
+def line(
+    step: int,
+    num_steps: int,
+    logs: dict[str, float],
+    fields: Sequence[PanelField],
+    left: float | None = None,
+) -> str:
+    """A log of the Trainer as one plain line; "" where it holds nothing to show. `fields` are the stage's own.
+
+    `left` are the seconds that the rest takes, where that is known and there is a rest.
+    """
+    shown = [f"{one.label} {value}" for one, value in _shown(fields, logs, step)]
+    if shown and left:
+        shown.append(f"{duration(left)} left")
     held_out = [(one, logs[f"eval_{one.key}"]) for one in fields if f"eval_{one.key}" in logs]
     if held_out:
         shown = ["held-out", *(f"{one.label} {one.style.format(value)}" for one, value in held_out)]
     return f"{step:>{len(str(num_steps))}}/{num_steps}  " + "  ".join(shown) if shown else ""
+
+
+def _shown(fields: Sequence[PanelField], logs: dict[str, float], step: int) -> list[tuple[PanelField, str]]:
+    """Those of the stage's own and the common fields that the log has a value of, and the value."""
+    known = (one for one in (*fields, *COMMON) if one.key in logs and step >= one.first_step)
+    return [(one, one.style.format(logs[one.key])) for one in known]
 
 
 def _cells(state: State, now: float) -> list[Text]:
@@ -193,11 +208,7 @@ def _cells(state: State, now: float) -> list[Text]:
         ("left", "-" if left is None else duration(left)),
         ("epoch", f"{state.epoch:.2f}" + (f" of {state.num_epochs:g}" if state.num_epochs else "")),
         ("checkpoint", "none yet" if state.saved_step is None else f"step {state.saved_step:,}"),
-        *(
-            (one.label, one.style.format(state.latest[one.key]))
-            for one in (*state.fields, *COMMON)
-            if one.key in state.latest
-        ),
+        *((one.label, value) for one, value in _shown(state.fields, state.latest, state.step)),
     ]
     return [Text.assemble((f"{label} ", "dim"), value) for label, value in pairs]
 

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from toolkit.memory.listing import listing
 from toolkit.memory.plan import Plan
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe
 
-SHOWN_GIB = 0.005  # what is less would read 0.00
 
-
-def show_plan(recipe: Recipe, plan: Plan, console: Console) -> None:
+def show_plan(
+    recipe: Recipe, plan: Plan, name: str, console: Console, about: Sequence[tuple[str, str]] = ()
+) -> None:
+    """`name` is the run's: a stage's, or that of a variant; `about` are facts of it, by label."""
     console.print(
         Panel(
-            _facts(recipe, plan),
-            title=escape(f"{plan.stage} · {recipe.name}"),
+            _facts(recipe, plan, about),
+            title=escape(f"{name} · {recipe.name}"),
             title_align="left",
             expand=False,
         )
     )
     console.print(_memory(plan))
     console.print(
-        f"[dim]longest max_length that fits: {plan.largest_max_length:,}; "
+        f"[dim]longest max_length that fits: {plan.largest_max_length:,}{_of_positions(recipe, plan)}; "
         f"{plan.tokens_per_step:,} tokens a step, {plan.flops_per_token / 1e9:.3g} GFLOP a token[/]"
     )
     if plan.floor_seconds_per_1000_steps:
@@ -35,7 +39,12 @@ def show_plan(recipe: Recipe, plan: Plan, console: Console) -> None:
         )
 
 
-def _facts(recipe: Recipe, plan: Plan) -> Table:
+def _of_positions(recipe: Recipe, plan: Plan) -> str:
+    positions = recipe.model.architecture.max_position_embeddings
+    return ", all the model's positions" if plan.largest_max_length == positions else ""
+
+
+def _facts(recipe: Recipe, plan: Plan, about: Sequence[tuple[str, str]]) -> Table:
     section, settings = recipe.section(plan.stage), plan.settings
     micro, accumulated = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     called, tokens = stages.of(plan.stage).rows_are_called, settings.tokens_per_micro_batch
@@ -54,6 +63,7 @@ def _facts(recipe: Recipe, plan: Plan) -> Table:
         ("optimizer", f"{section.optim}, lr {section.learning_rate:g} {section.lr_scheduler_type}{beta}"),
         ("length", length),
         ("recompute", f"{settings.recompute_layers} of {num_layers} layers"),
+        *about,
     ):
         facts.add_row(f"[dim]{label}[/]", escape(value))
     return facts
@@ -63,9 +73,11 @@ def _memory(plan: Plan) -> Table:
     table = Table(title="predicted memory, GiB", title_justify="left", box=None, padding=(0, 2))
     table.add_column("item")
     table.add_column("GiB", justify="right")
-    for item, gib in plan.items_gib.items():
-        if gib >= SHOWN_GIB:
-            table.add_row(item.replace("_", " "), f"{gib:.2f}")
+    inside, outside = listing(plan.items_gib)
+    for item, gib in inside:
+        table.add_row(item.replace("_", " "), gib)
     table.add_row("[bold]peak[/]", f"[bold]{plan.peak_gib:.2f}[/]")
     table.add_row("budget", f"{plan.budget_gib:.2f}")
+    for item, gib in outside:
+        table.add_row(f"[dim]beside it: {item}[/]", f"[dim]{gib}[/]")
     return table

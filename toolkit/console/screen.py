@@ -76,10 +76,7 @@ class Steady(io.TextIOBase):
 
 
 class Screen(Terminal):
-    """A console on standard output, as it is when this is made: what libraries redirect later does not move it.
-
-    Where the output is no terminal, a line of text stays one line however long it is, so that grep finds it.
-    """
+    """A console on standard output, as it is when this is made: what libraries redirect later does not move it."""
 
     def __init__(self, quiet: bool = False, **options: Any):
         super().__init__(**{"file": Steady(sys.stdout), **options})
@@ -94,14 +91,18 @@ class Screen(Terminal):
         first = objects[0] if objects and isinstance(objects[0], str) else ""
         is_text = all(isinstance(item, str) for item in objects)
         self._log(objects, options, is_text, first.startswith(WARNING))
-        if is_text and not self.file.isatty():
-            options.setdefault("soft_wrap", True)
         quiet = self.quiet
         self.quiet = quiet and not first.startswith(LOUD)
         try:
-            super().print(*objects, **options)
+            with self._undisturbed():
+                super().print(*objects, **options)
         finally:
             self.quiet = quiet
+
+    def _undisturbed(self) -> contextlib.AbstractContextManager[Any]:
+        """Keeps a live display from drawing meanwhile: between a line's movements of the cursor and the line itself a
+        frame of another height would leave a border behind."""
+        return self._live_stack[0]._lock if self._live_stack else contextlib.nullcontext()
 
     def _log(self, objects: tuple[Any, ...], options: dict[str, Any], is_text: bool, warns: bool) -> None:
         with self._plain.capture() as captured:

@@ -177,9 +177,12 @@ class Accounting:
             lengths={kind: Counter(dict(counts)) for kind, counts in state["lengths"].items()},
         )
 
-    def tables(self, max_length: int) -> list[Table]:
-        """What a terminal shows: the rows, with a line for each reason, and the lengths."""
-        rows = Table(title=f"{self.used:,} of {self.read:,} rows used", title_justify="left")
+    def shown(self, max_length: int) -> list[Table | str]:
+        """What a terminal shows: the rows, with a line for each reason to drop or cut one, and the lengths."""
+        title = f"{self.used:,} of {self.read:,} rows used"
+        if not (self.dropped or self.cut):
+            return [f"{title}: nothing is dropped or cut", self._lengths(max_length)]
+        rows = Table(title=title, title_justify="left")
         rows.add_column("rows", justify="right")
         rows.add_column("dropped because")
         rows.add_column("first rows")
@@ -188,8 +191,9 @@ class Accounting:
         if self.cut:
             share = self.cut / self.used
             rows.add_row(f"{self.cut:,}", f"(used, but cut at max_length {max_length}: {share:.1%})", "")
-        if not rows.row_count:
-            rows.add_row("0", "(nothing is dropped or cut)", "")
+        return [rows, self._lengths(max_length)]
+
+    def _lengths(self, max_length: int) -> Table:
         lengths = Table(title=f"{self.num_tokens:,} tokens an epoch", title_justify="left")
         lengths.add_column("tokens")
         for name in (*(f"p{percent}" for percent in PERCENTILES), "max"):
@@ -197,7 +201,7 @@ class Accounting:
         for kind in self.lengths:
             lengths.add_row(kind, *(f"{self.percentile(kind, percent):,}" for percent in (*PERCENTILES, 100)))
         lengths.caption = self.suggestion(max_length)
-        return [rows, lengths]
+        return lengths
 
 
 def _sizes(result: TokenizedChat | TokenizedPair) -> tuple[dict[str, int], int, int]:

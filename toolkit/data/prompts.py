@@ -71,6 +71,9 @@ def read_questions(recipe: Recipe) -> list[dict[str, Any]]:
     expected = "JSON lines of {messages, answer} are expected, the answer a text, or answers, a list of such"
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except FileNotFoundError:
+        looked_in = recipe.looked_in(recipe.compare.questions)
+        raise UserError(f"compare.questions: there is no file {file}{looked_in}; {expected}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"compare.questions {file}: {error}; {expected}") from None
     for number, row in enumerate(rows, 1):
@@ -82,9 +85,16 @@ def read_questions(recipe: Recipe) -> list[dict[str, Any]]:
 
 def is_correct(text: str, question: dict[str, Any]) -> bool:
     """Whether one of the accepted answers occurs in the text as whole words, whatever the case."""
-    return any(
-        re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) for answer in accepted(question)
-    )
+    return bool(places(text, accepted(question)))
+
+
+def places(text: str, expected: Iterable[str]) -> list[tuple[int, int]]:
+    """[first, end) of each accepted answer in the text, by character."""
+    return [
+        found.span()
+        for answer in expected
+        for found in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE)
+    ]
 
 
 def accepted(question: dict[str, Any]) -> list[str]:
@@ -115,6 +125,10 @@ def _rows(name: str, file: str) -> Iterable[tuple[int, Any]]:
         # Read as bytes: a locale other than UTF-8, and universal newlines, would change the text.
         raw = sys.stdin.buffer.read() if file == "-" else path.read_bytes()
         text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(
+            f"{name}: there is no such file as {path.absolute()}; expected is {EXPECTED}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read as UTF-8 text ({error}); expected is {EXPECTED}") from None
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -46,14 +46,14 @@ def is_readable(path: str) -> bool:
     return _suffix(path) is not None
 
 
-def find_files(path: str) -> list[Path]:
+def find_files(path: str, looked_in: str = "") -> list[Path]:
     """The file at `path`, or those that it matches as a glob, sorted.
 
-    Raises UserError where there is none, or one has a suffix that is not read.
+    Raises UserError where there is none, saying where it was `looked_in`, or one has a suffix that is not read.
     """
     files = [Path(path)] if os.path.isfile(path) else sorted(map(Path, glob.glob(path, recursive=True)))
     if not files:
-        raise UserError(f"No file at {path}. Name a file or a glob ({', '.join(_READERS)}).")
+        raise UserError(f"No file at {path}{looked_in}. Name a file or a glob ({', '.join(_READERS)}).")
     unread = [file for file in files if not file.is_file() or not is_readable(file.name)]
     if unread:
         names, fix = ", ".join(map(str, unread[:3])), _FIXES.get(unread[0].suffix.lower(), "")

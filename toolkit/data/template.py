@@ -120,10 +120,13 @@ class ChatTemplate:
         return written + [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
 
 
-def read_template(path: str | Path) -> str:
-    """The source of a .jinja file. Raises UserError where it cannot be read as text."""
+def read_template(path: str | Path, looked_in: str = "") -> str:
+    """The source of a .jinja file. Raises UserError where it cannot be read as text; `looked_in` says where it was
+    looked for."""
     try:
         return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"there is no chat template {path}{looked_in}. Name a .jinja file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"No chat template at {path}: {error}. Name a .jinja file in UTF-8.") from error
 

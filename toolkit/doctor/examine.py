@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from toolkit.hardware import Hardware
 from toolkit.memory import terms
 from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.stages import Stage
 from toolkit.run.rundir import RunDir
 from toolkit.training import trackers
 
@@ -25,7 +26,7 @@ def examine(recipe: Recipe | None, runs: Path) -> list[Check]:
     """What is found on this machine; of `recipe` too, where one is given. Loads no torch, asks the Hub once."""
     here = hardware.here()
     plans = _plans(recipe, runs, here)
-    repositories = _repositories(recipe) if recipe else []
+    repositories = _repositories(recipe, recipe.stages()) if recipe else []
     answers = _answers(repositories)
     checks = [
         machine.python(),
@@ -43,6 +44,22 @@ def examine(recipe: Recipe | None, runs: Path) -> list[Check]:
     ]
     found = [check for check in checks if check]
     return [*found, *_of_recipe(recipe, plans, repositories, answers)] if recipe else found
+
+
+def out_of_reach(recipe: Recipe, stage: Stage) -> list[str]:
+    """The model and the sets of a stage that are neither on this machine nor to be had from the Hub, asked for 2 s."""
+    lacking = [one for one in _repositories(recipe, [stage]) if not hub.is_begun(one)]
+    if not lacking:
+        return []
+    if constants.HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE is set: unset it, or fetch it once while online"
+        return [f"{one.kind} {one.path} is not in the local cache and {why}" for one in lacking]
+    answers = hub.ask({one.path: one.url for one in lacking})
+    return [
+        f"{one.kind} {one.path} is not in the local cache, and cannot be had: {problem}"
+        for one in lacking
+        if (problem := answers[one.path].problem)
+    ]
 
 
 def _plans(recipe: Recipe | None, runs: Path, here: Hardware) -> list[Plan]:
@@ -65,10 +82,10 @@ def _needed_gib(plan: Plan) -> float:
     return plan.peak_gib + plan.items_gib["context"]
 
 
-def _repositories(recipe: Recipe) -> list[Repository]:
+def _repositories(recipe: Recipe, of: Sequence[Stage]) -> list[Repository]:
     """The model and the sets that are not on this machine's disk by themselves, each once."""
     found = [Repository("model", recipe.model.path, recipe.model.revision)]
-    for stage in recipe.stages():
+    for stage in of:
         section = recipe.section(stage.name)
         for source in (*section.datasets, *section.eval_datasets):
             if not sets.is_local_file(recipe, source):

@@ -115,6 +115,13 @@ def cached_gib(repository: Repository) -> float | None:
     return _cached_model(repository) if repository.kind == "model" else _cached_data(repository)
 
 
+def is_begun(repository: Repository) -> bool:
+    """Whether anything of it is in the cache, so that what is asked for may be."""
+    kind, file = ("model", "config.json") if repository.kind == "model" else ("dataset", "README.md")
+    found = try_to_load_from_cache(repository.path, file, revision=repository.revision, repo_type=kind)
+    return isinstance(found, str) or cached_gib(repository) is not None
+
+
 def _cached_model(repository: Repository) -> float | None:
     """Config and weights of a snapshot: one file of safetensors, or all that the index names."""
     config = try_to_load_from_cache(repository.path, "config.json", revision=repository.revision)

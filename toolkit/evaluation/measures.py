@@ -33,13 +33,22 @@ MAX_SOURCES = (
 OTHER = "(other sources)"
 
 
+@dataclass(frozen=True)
+class Rewarded:
+    """What tells a model's implicit rewards: `reference` is the `gap` of what it was trained against, by `loss`."""
+
+    reference: Floats
+    beta: float
+    loss: DpoLoss = "sigmoid"
+
+
 @dataclass
 class Rows:
     """What was measured row by row, by model; arrays of shape (rows,) in the order of the held-out rows.
 
     `losses` are -log pi summed over the trained tokens of a conversation, `num_tokens` how many those are. `chosen`
-    and `rejected` are log pi of a whole reply. `reference` is the `gap` of the reference that `rewarded` was trained
-    against by `loss`, None where it is not there.
+    and `rejected` are log pi of a whole reply. `rewarded` has the models that were trained against a reference which is
+    there.
     """
 
     losses: dict[str, Floats] = field(default_factory=dict)
@@ -50,26 +59,25 @@ class Rows:
     chosen_tokens: Floats = field(default_factory=lambda: np.zeros(0))
     rejected_tokens: Floats = field(default_factory=lambda: np.zeros(0))
     pair_sources: list[str] = field(default_factory=list)
-    reference: Floats | None = None
-    beta: float | None = None
-    loss: DpoLoss = "sigmoid"
-    rewarded: str | None = None
+    rewarded: dict[str, Rewarded] = field(default_factory=dict)
 
-    def gap(self, chosen: Floats, rejected: Floats) -> Floats:
+    def gap(self, chosen: Floats, rejected: Floats, loss: DpoLoss) -> Floats:
         """Log-probs of the chosen replies less those of the rejected, a token where the loss takes them so."""
-        if LOSSES[self.loss].per_token:
+        if LOSSES[loss].per_token:
             return chosen / self.chosen_tokens - rejected / self.rejected_tokens
         return chosen - rejected
 
     def margins(self, model: str) -> Floats | None:
         """Implicit reward of chosen less that of rejected: Rafailov et al. (2023), equation 7. Of `rewarded` only."""
-        if model != self.rewarded or model not in self.chosen or self.reference is None or self.beta is None:
+        told = self.rewarded.get(model)
+        if told is None or model not in self.chosen:
             return None
-        return self.beta * (self.gap(self.chosen[model], self.rejected[model]) - self.reference)
+        return told.beta * (self.gap(self.chosen[model], self.rejected[model], told.loss) - told.reference)
 
     def log_odds(self, model: str) -> Floats | None:
         """The margins, where they say how probable it is that chosen is preferred."""
-        return self.margins(model) if LOSSES[self.loss].log_odds else None
+        told = self.rewarded.get(model)
+        return self.margins(model) if told and LOSSES[told.loss].log_odds else None
 
     def conversations(self, model: str) -> dict[str, PerRow]:
         """Measures over the held-out conversations, in nats."""
@@ -114,9 +122,12 @@ def without_nan(rows: Rows) -> list[str]:
                     f"nothing is said of {model} there; its weights are damaged: train it again with a lower "
                     "learning_rate"
                 )
-    if rows.reference is not None and not np.isfinite(rows.reference).all():
-        rows.reference = None
-        notes.append("the reference's log-probs are not all finite: no implicit reward can be told")
+    for model, told in list(rows.rewarded.items()):
+        if not np.isfinite(told.reference).all():
+            del rows.rewarded[model]
+            notes.append(
+                f"the log-probs of {model}'s reference are not all finite: no implicit reward can be told"
+            )
     return notes
 
 

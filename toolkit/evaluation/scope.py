@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from toolkit import command
 from toolkit.errors import INSTALL_OPTIONAL, UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.stages import BASE
+from toolkit.redaction import marked
+from toolkit.run import changes
 from toolkit.run.rundir import RunDir
-
-MODELS = ("base", *stages.answering())  # in the order in which one comes from the other
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Scope:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of run_eval.py."""
     parser.add_argument(
-        "--models", metavar="NAMES", help=f"some of {','.join(MODELS)} (default: all there are)"
+        "--models",
+        metavar="NAMES",
+        help=f"of {BASE}, {', '.join(stages.answering())} and variants, as dpo-beta02 (default: base, finished stages)",
     )
     tasks = parser.add_argument_group("benchmarks, with EleutherAI's lm-evaluation-harness")
     tasks.add_argument("--tasks", metavar="NAMES", help="its task names, e.g. arc_easy,hellaswag")
@@ -59,10 +63,10 @@ def choose(recipe: Recipe, run: RunDir, arguments: argparse.Namespace) -> Scope:
     models, problems = _models(recipe, run, arguments.models)
     notes = []
     for name in models:
-        refused, noted = _changed(recipe, run.of(name))
+        refused, noted = _changed(recipe, run.of(name)) if name != BASE else ([], [])
         problems += refused
         notes += noted
-        if name != MODELS[0] and not refused:
+        if name != BASE and not refused:
             try:
                 run.of(name).check_adapter()
             except UserError as error:
@@ -74,39 +78,43 @@ def choose(recipe: Recipe, run: RunDir, arguments: argparse.Namespace) -> Scope:
 
 
 def _models(recipe: Recipe, run: RunDir, asked: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """The models asked for, else every one there is; and what is wrong with them."""
-    sections = {name: getattr(recipe, name) for name in stages.answering()}
-    finished = [name for name in sections if sections[name] and run.of(name).finished_with() is not None]
-    names = [name.strip() for name in asked.split(",")] if asked else ["base", *finished]
+    """The models asked for, else the base and every finished stage; and what is wrong with them."""
+    finished = [name for name in run.finished() if stages.of(name).answers]
+    known = [stage.name for stage in recipe.stages() if stage.answers]
+    names = [name.strip() for name in asked.split(",")] if asked else [BASE, *(set(finished) & set(known))]
+    if not asked and len(names) == 1:
+        names += known
     problems = [
-        f"--models {name!r} is no model of a recipe: choose from {', '.join(MODELS)}"
+        f"--models {name!r} is no model of a recipe: choose from "
+        f"{', '.join(dict.fromkeys([BASE, *stages.answering(), *finished]))}"
         for name in names
-        if name not in MODELS
+        if name != BASE and not stages.is_variant(name)
     ]
-    absent = [name for name in sections if name in names and name not in finished]
-    if not asked and not finished:
-        absent = [name for name, section in sections.items() if section]
-    problems += [
-        f"no finished adapter in {run.of(name).adapter}: run `python run_{name}.py --recipe {recipe.name}` first"
-        if sections[name]
-        else f"recipe {recipe.name} has no {name} stage: leave {name} out of --models"
-        for name in absent
-    ]
-    return tuple(name for name in MODELS if name in names and name not in absent), problems
+    there = [name for name in names if name == BASE or stages.is_variant(name)]
+    absent = [name for name in there if name != BASE and name not in finished]
+    for name in absent:
+        stage, label = stages.of(name).name, stages.label_of(name)
+        if stage not in known:
+            problems.append(f"recipe {recipe.name} has no {stage} stage: leave {name} out of --models")
+        else:
+            train = command.propose(stage, recipe.name, *(["--name", label] if label else []))
+            problems.append(f"no finished adapter in {run.of(name).adapter}: run `{train}` first")
+    return tuple(stages.in_order(dict.fromkeys(name for name in there if name not in absent))), problems
 
 
 def _changed(recipe: Recipe, run: RunDir) -> tuple[list[str], list[str]]:
     """What the recipe says otherwise than when a model was trained: what forbids an evaluation, what is only said."""
     mark = run.finished_with()
-    if mark is None:  # the base
+    if mark is None:
         return [], []
-    before, now = mark.trajectory or {}, recipe.trajectory(run.stage)
-    decides = recipe.what_decides()
+    decides, before, now = recipe.what_decides(), mark.trajectory or {}, recipe.trajectory(run.stage)
+    left_out = {name for name in stages.names() if before.get(name, name) is None}  # trained without these
     changed = {
-        field: f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
-        for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and decides.get(field) != "held_out"
+        field: text
+        for field, text in changes.between(before, marked(now)).items()
+        if decides.get(field) != "held_out" and field.split(".")[0] not in left_out
     }
+    changed |= {name: f"{name}: null then" for name in sorted(left_out - now.keys())}
     # held-out rows were split off the training rows: of another split they may have been trained on
     split_off = [stage.name for stage in recipe.stages() if recipe.section(stage.name).eval_rows]
     decisive = [
@@ -122,7 +130,7 @@ def _changed(recipe: Recipe, run: RunDir) -> tuple[list[str], list[str]]:
             f"--set as then, or train it again. Changed: {listed}"
         ], []
     return [], [
-        f"{run.stage} was trained otherwise than the recipe says now: {'; '.join(changed.values())}"
+        f"{run.name} was trained otherwise than the recipe says now: {'; '.join(changed.values())}"
     ] * bool(changed)
 
 

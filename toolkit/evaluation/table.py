@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,35 +12,23 @@ from rich.table import Table
 from toolkit.recipe import stages
 from toolkit.records.evaluation_report import Evaluation, Measure, ModelMeasures, PairedMeasure, TaskMeasure
 from toolkit.records.run_report import PairScores
+from toolkit.report.measures import OF_HELD_OUT, OF_SCORES, Shown
 
 Models = Mapping[str, ModelMeasures]
 
-
-class Shown(NamedTuple):
-    """How a measure is shown. `better` is the sign of an improvement, 0 where neither direction is one."""
-
-    label: str
-    unit: str
-    better: int
-
-
 # A line of a table: its label, and how the measure of each model is shown.
 Line = tuple[str, Sequence[tuple[Shown, Measure | TaskMeasure | None]]]
-MEASURES = {
-    "loss": Shown("held-out loss", "", -1),
-    "perplexity": Shown("perplexity", "", -1),
-    "preference_accuracy": Shown("accuracy by reward", "%", 1),
-    "preference_margin": Shown("margin of reward", "", 1),
-    "likelihood_accuracy": Shown("accuracy by likelihood", "%", 1),
-    "likelihood_margin": Shown("margin of likelihood", "", 1),
-    "calibration_error": Shown("calibration error", "%", -1),
-    "brier_score": Shown("Brier score", "", -1),
-}
+BESIDE = (  # in the report only
+    "preference_log_loss",
+    "overconfidence",
+    "summed_likelihood_accuracy",
+    "summed_likelihood_margin",
+)
+MEASURES = {name: how for name, how in OF_HELD_OUT.items() if name not in BESIDE}
 LEGEND = (
     "[dim]loss: nats an assistant token. accuracy: held-out pairs whose chosen reply is preferred, by DPO's implicit "
     "reward or by log-likelihood a token. margin: how much more chosen gets than rejected.[/]"
 )
-NAMES = {"base": "base", **{stage.name: stage.label for stage in stages.STAGES.values()}}
 WIDE = 110  # columns from which a value and its interval stand in one line
 
 
@@ -58,18 +46,18 @@ def show_evaluation(report: Evaluation, console: Console) -> None:
     if sources:
         console.print(_table("by source", models, sources, console))
     for line in (*difference_lines(report.paired or {}), *calibration_lines(models)):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     for what, reason in (report.left_out or {}).items():
-        console.print(f"[yellow]{escape(what)} is left out:[/] {escape(reason)}", soft_wrap=True)
+        console.print(f"[yellow]{escape(what)} is left out:[/] {escape(reason)}")
     for note in report.notes or []:
-        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+        console.print(f"[yellow]{escape(note)}[/]")
 
 
 def difference_lines(paired: Mapping[str, Mapping[str, PairedMeasure]]) -> list[str]:
     """One line a measure: which stage changed what by how much, or that no difference is shown."""
     lines = []
     for pair, measures in paired.items():
-        one, other = (NAMES[name] for name in pair.split("_vs_"))
+        one, other = map(stages.title, pair.split("_vs_"))
         for name, found in measures.items():
             if name in MEASURES:
                 lines.append(f"[bold]{one} over {other}[/]: {MEASURES[name].label} {_said(name, found)}")
@@ -89,32 +77,23 @@ def calibration_lines(models: Models) -> list[str]:
             shown = _known(found.low) and _known(found.high) and not found.low <= 0 <= found.high
             what = ("overconfident" if found.value > 0 else "underconfident") if shown else "neither shown"
             lines.append(
-                f"[bold]{NAMES[name]}'s margins[/]: confidence less accuracy {value} points \\[{low}, {high}]: {what}; "
-                f"margins that mean what they say stay below a calibration error of "
-                f"{100 * error.calibrated_high:.1f} % on {error.num_rows or 0:,} pairs"
+                f"[bold]{stages.title(name)}'s margins[/]: confidence less accuracy {value} points "
+                f"\\[{low}, {high}]: {what}; margins that mean what they say stay below a calibration error of "
+                f"{100 * error.calibrated_high:.1f}% on {error.num_rows or 0:,} pairs"
             )
     return lines
-
-
-SCORES = {  # measures of `PairScores`, as they are shown
-    "accuracy": Shown("held-out accuracy", "%", 1),
-    "margin": Shown("margin of score", "", 1),
-    "accuracy_chosen_shorter": Shown("accuracy where chosen is the shorter", "%", 1),
-    "accuracy_chosen_longer": Shown("accuracy where chosen is the longer", "%", 1),
-    "length_correlation": Shown("correlation of score and length", "", 0),
-}
 
 
 def score_lines(found: PairScores) -> list[str]:
     """One line a measure of a reward model on held-out pairs, with 95 % intervals, and one a source."""
     lines = [
         f"[bold]{how.label}[/] {_cell(how, measure, ' ')} [dim]{measure.num_rows or 0:,} pairs[/]"
-        for name, how in SCORES.items()
+        for name, how in OF_SCORES.items()
         if (measure := getattr(found, name)) is not None
     ]
     for source, scores in (found.by_source or {}).items():
         if scores.accuracy is not None:
-            cell = _cell(SCORES["accuracy"], scores.accuracy, " ")
+            cell = _cell(OF_SCORES["accuracy"], scores.accuracy, " ")
             lines.append(f"  {escape(source)}: {cell} [dim]{scores.accuracy.num_rows or 0:,} pairs[/]")
     return lines
 
@@ -122,7 +101,7 @@ def score_lines(found: PairScores) -> list[str]:
 def _said(name: str, found: PairedMeasure) -> str:
     how, rows = MEASURES[name], f"{found.num_rows or 0:,} rows"
     difference, low, high, p_value = found.difference, found.low, found.high, found.p_value
-    points = " points" if how.unit else ""
+    points = " points" if how.is_share else ""
     if not _known(difference):
         return f"nothing to say on {rows}"
     if not (_known(low) and _known(high) and _known(p_value)):
@@ -163,7 +142,7 @@ def _task_rows(models: Models) -> list[Line]:
     metrics = dict.fromkeys(
         (task, metric) for tasks in per_model for task, metrics in tasks.items() for metric in metrics
     )
-    how = Shown("", "", 1)
+    how = Shown("", better=1)
     return [
         (f"{task} {metric}", [(how, tasks.get(task, {}).get(metric)) for tasks in per_model])
         for task, metric in metrics
@@ -174,7 +153,7 @@ def _table(title: str, models: Models, rows: list[Line], console: Console) -> Ta
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for name in models:
-        table.add_column(NAMES[name], justify="right", no_wrap=True)
+        table.add_column(stages.title(name), justify="right", no_wrap=True)
     table.add_column("rows", justify="right", style="dim")
     apart = " " if console.width >= WIDE else "\n"
     for label, cells in rows:
@@ -193,27 +172,20 @@ def _table(title: str, models: Models, rows: list[Line], console: Console) -> Ta
 def _cell(how: Shown, measure: Measure | TaskMeasure | None, apart: str) -> str:
     if measure is None:
         return "[dim]-[/]"
-    plain = _plain(how)
     if not _known(measure.value):
         return "[red]NaN[/]"
     if isinstance(measure, TaskMeasure):
-        error = "" if measure.stderr is None else f"{apart}[dim]± {plain(measure.stderr)}[/]"
-        return plain(measure.value) + error
+        error = "" if measure.stderr is None else f"{apart}[dim]± {how.text(measure.stderr)}[/]"
+        return how.text(measure.value) + error
     low, high = measure.low, measure.high
-    ends = f"\\[{plain(low)}, {plain(high)}]" if _known(low) and _known(high) else "\\[?]"
-    return f"{plain(measure.value)}{' ' + how.unit if how.unit else ''}{apart}[dim]{ends}[/]"
-
-
-def _plain(how: Shown) -> Callable[[float], str]:
-    return (lambda value: f"{100 * value:.1f}") if how.unit else _three_digits
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    ends = "\\[?]"
+    if _known(low) and _known(high):
+        ends = f"\\[{how.text(low)}, {how.text(high)}]".replace("%", "")  # three of them in 80 columns
+    return f"{how.text(measure.value)}{apart}[dim]{ends}[/]"
 
 
 def _signed(value: float, how: Shown) -> str:
-    return f"{100 * value:+.1f}" if how.unit else f"{value:+#.3g}".rstrip(".")
+    return f"{100 * value:+.1f}" if how.is_share else f"{value:+#.3g}".rstrip(".")
 
 
 def _known(value: float | None) -> TypeGuard[float]:

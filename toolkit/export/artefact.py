@@ -21,13 +21,14 @@ from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
-from toolkit.run.locking import locked
+from toolkit.run import changes, locking
 from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import MARK, damage, put_in_place, seal
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
 FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
 PARITY = "parity.json"
+OTHER_FOLDER = "--out DIR"
 
 # Names of llama.cpp's quantisations and their numbers there (include/llama.h, enum llama_ftype).
 QUANTS = {
@@ -76,13 +77,14 @@ class Wanted:
     llama_cpp: Path | None
 
     @property
-    def stage(self) -> str:
-        return self.run.stage
+    def name(self) -> str:
+        """The variant's: a stage, or dpo-beta02."""
+        return self.run.name
 
     @property
     def answers(self) -> bool:
         """Whether the model can be asked; a reward model gives scores instead."""
-        return stages.of(self.stage).answers
+        return stages.of(self.name).answers
 
     @property
     def base_16bit(self) -> str:
@@ -106,7 +108,7 @@ class Wanted:
         """What the export is made of; another value of any of it makes it another export."""
         return ExportMark(
             recipe=self.recipe.name,
-            stage=self.stage,
+            stage=self.name,
             format=self.format,
             quant=self.quant,
             base=self.recipe.model.path,
@@ -132,7 +134,7 @@ class Wanted:
             return "is there already and is no export"
         theirs, ours = (
             (mark.recipe, mark.stage, mark.format, mark.quant),
-            (self.recipe.name, self.stage, self.format, self.quant),
+            (self.recipe.name, self.name, self.format, self.quant),
         )
         if theirs != ours:
             return f"holds another export: {' '.join(filter(None, theirs))}"
@@ -143,13 +145,18 @@ class Wanted:
             return f"holds files that are none of the export's: {', '.join(others[:6])}"
         return None
 
+    def problems(self) -> list[str]:
+        """Why nothing could be built now: another process makes it, or the disk or its rights forbid it."""
+        problem = locking.problem(self.folder, OTHER_FOLDER)
+        return [problem] if problem else []
+
     @contextmanager
     def building(self) -> Iterator[None]:
         """An empty folder under the temporary name, gone again after the block; nobody else makes this export in it.
 
         Raises UserError where another process does, or nothing can be written.
         """
-        with locked(self.folder, "--out DIR"):
+        with locking.locked(self.folder, OTHER_FOLDER):
             ours = re.compile(rf"\.{re.escape(self.folder.name)}\.\d+(\.old)?\.tmp")
             for left in filter(lambda path: ours.fullmatch(path.name), self.folder.parent.iterdir()):
                 shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
@@ -178,7 +185,12 @@ class Wanted:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stage", required=True, choices=stages.names(), help="whose adapter")
+    parser.add_argument(
+        "--stage",
+        required=True,
+        metavar="NAME",
+        help=f"whose adapter: {', '.join(stages.names())} or a variant, as dpo-beta02",
+    )
     parser.add_argument("--format", required=True, choices=FORMATS, help="what to make of it")
     parser.add_argument(
         "--quant", metavar="NAME", help=f"of gguf and ollama (default q4_k_m): {', '.join(QUANTS)}"
@@ -198,8 +210,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
     """The export that the options name. Raises UserError with everything that is wrong with them, all at once."""
-    stage: str = arguments.stage
-    run = RunDir(arguments.runs, recipe.name, stage)
+    run, named = RunDir(arguments.runs, recipe.name, arguments.stage), arguments.stage
+    if not stages.is_variant(named):
+        known = dict.fromkeys([*stages.names(), *run.finished()])
+        raise UserError(f"--stage {named}: no such stage or variant; one of {', '.join(known)}")
     is_gguf, problems = arguments.format in ("gguf", "ollama"), []
     quant = arguments.quant.lower() if arguments.quant else "q4_k_m" if is_gguf else None
     if quant and not is_gguf:
@@ -208,9 +222,9 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
         )
     elif quant and quant not in QUANTS:
         problems.append(f"--quant {arguments.quant}: no such quantisation; one of {', '.join(QUANTS)}")
-    if is_gguf and not stages.of(stage).answers:
+    if is_gguf and not stages.of(named).answers:
         problems.append(
-            f"--format {arguments.format} is for models that answer, {stage} gives scores: take adapter or merged_16bit"
+            f"--format {arguments.format} is for models that answer, {named} gives scores: take adapter or merged_16bit"
         )
     if not arguments.push and (arguments.public or arguments.dry_run):
         problems.append("--public and --dry-run go with --push USER/REPO")
@@ -223,20 +237,36 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
     )
     if is_gguf and llama_cpp and not llama_cpp.is_dir():
         problems.append(f"llama.cpp in {llama_cpp}: there is no such folder")
-    name = f"{stage}-{arguments.format}" + (f"-{quant}" if is_gguf else "")
+    name = f"{named}-{arguments.format}" + (f"-{quant}" if is_gguf else "")
     folder = (arguments.out or arguments.runs / recipe.name / "export" / name).absolute()
     asked = Wanted(recipe, run, arguments.format, quant, folder, not arguments.no_verify, llama_cpp)
     if problem := asked.in_the_way():
         problems.append(f"{folder} {problem}: name another --out, or move it away")
-    recipe.section(stage)
+    recipe.section(run.stage)
     if problems:
         raise UserError(*problems)
-    if not run.is_finished(recipe.trajectory(stage)):
+    mark = run.finished_with()
+    if mark is None or not run.is_finished(mark.trajectory or recipe.trajectory(run.stage)):
         raise UserError(
-            f"nothing to export: no finished adapter in {run.adapter}; run `python run_{stage}.py --recipe "
-            f"{recipe.name}` first"
+            f"nothing to export: no finished adapter in {run.adapter}; run `{run.proposed()}` first"
         )
-    return asked
+    return replace(asked, recipe=_as_trained(recipe, run))
+
+
+def _as_trained(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe by which the adapter was made. Raises UserError where that is of another model or template."""
+    trained, decides = run.as_trained(recipe), recipe.what_decides()
+    changed = changes.between(
+        trained.trajectory(run.stage),
+        recipe.trajectory(run.stage),
+        [field for field, what in decides.items() if what == "model"],
+    )
+    if changed:
+        raise UserError(
+            f"{run.adapter} was trained with another model or template than the recipe names; give the same --set as "
+            f"then. Changed: {'; '.join(changed.values())}"
+        )
+    return trained
 
 
 def read_mark(folder: Path) -> ExportMark | None:

@@ -18,6 +18,7 @@ from toolkit.records.parity import Parity, ScoreParity
 from toolkit.records.run_report import RunReport
 from toolkit.redaction import blanked
 from toolkit.report.run_record import is_of_other_weights, written
+from toolkit.run import start
 
 UNKNOWN_LICENCE = "unknown: the card of the base was not at hand. Look there before you share this"
 LOAD = {
@@ -77,7 +78,7 @@ def write(
     of sets say, by the path of the set. `notes` is given a line for each report that another version of the toolkit
     wrote, or that is not of this adapter.
     """
-    recipe, stage = wanted.recipe, wanted.stage
+    recipe, stage = wanted.recipe, wanted.run.stage
     local = is_local(recipe)
     front = ["---"] if local else ["---", f"base_model: {recipe.model.path}"]
     if licence:
@@ -90,21 +91,21 @@ def write(
         "---",
         "",
     ]
-    trained = [one.name for one in stages.lineage(stage) if one in recipe.stages()]
+    trained = start.lineage(recipe, wanted.run)
     lines = [
-        f"# {recipe.name}: {stage}, {_format(wanted)}",
+        f"# {recipe.name}: {wanted.name}, {_format(wanted)}",
         "",
         recipe.description + ".",
         "",
         f"- **Base**: {recipe.model.path}{' (a folder, not on the Hub)' if local else ''}"
         + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         f"- **Licence**: {licence + ', as the card of the base says' if licence else UNKNOWN_LICENCE}",
-        f"- **Trained**: {' then '.join(stages.of(name).label for name in trained)}, LoRA r={recipe.lora.r}, "
+        f"- **Trained**: {' then '.join(map(stages.title, trained))}, LoRA r={recipe.lora.r}, "
         f"alpha={recipe.lora.lora_alpha}"
         f"{' on NF4 weights' if recipe.model.load_in_4bit else ''}, seed {recipe.seed}, with Unsloth and TRL",
     ]
     for name in trained:
-        section = recipe.section(name)
+        section = wanted.run.of(name).as_trained(recipe).section(stages.of(name).name)
         lines.append(
             f"- **Data, {name}**: {', '.join(_source(one, data_licences or {}) for one in section.datasets)}; "
             f"learning rate {section.learning_rate:g}, batch {section.effective_batch_size}, "
@@ -175,7 +176,7 @@ def _measures(
             ends = (
                 f" [{measure.low:.4f}, {measure.high:.4f}]" if None not in (measure.low, measure.high) else ""
             )
-            rows.append(f"- {wanted.stage}, {name}: {measure.value:.4f}{ends}")
+            rows.append(f"- {wanted.name}, {name}: {measure.value:.4f}{ends}")
     if isinstance(parity, ScoreParity):
         rows.append(
             f"- this export against {parity.against}: scores differ by {parity.mean_score_diff:.4f} of their spread in "
@@ -200,11 +201,11 @@ def _evaluated(wanted: Wanted, notes: list[str]) -> dict[str, Measure]:
     """What run_eval.py measured of the exported model, with its intervals; {} where it measured another one."""
     file = wanted.run.of("eval").report
     evaluation, moment = Evaluation.load(file, notes), written(file)
-    found = (evaluation.models or {}).get(wanted.stage) if evaluation else None
+    found = (evaluation.models or {}).get(wanted.name) if evaluation else None
     if found is None or moment is None:
         return {}
     if is_of_other_weights(moment, wanted.run.read_manifest()):
-        notes.append(f"{file} is older than the {wanted.stage} adapter: the card leaves its measures out")
+        notes.append(f"{file} is older than the {wanted.name} adapter: the card leaves its measures out")
         return {}
     return found.measures()
 
@@ -215,7 +216,7 @@ def _use(wanted: Wanted, gguf: str | None) -> list[str]:
     if wanted.format == "ollama":
         return ["```bash", f"ollama create {recipe.name} -f Modelfile", f"ollama run {recipe.name}", "```"]
     if wanted.format == "gguf":
-        section = recipe.section(wanted.stage)
+        section = recipe.section(wanted.run.stage)
         code = LLAMA_CPP.format(file=gguf, prompt=prompt, max_length=section.max_length)
     else:
         arguments = ["folder", 'device_map="auto"', 'dtype="auto"']

@@ -94,7 +94,7 @@ def _upload(
             "(huggingface.co/settings/tokens)"
         )
     api = HfApi()
-    message = f"{wanted.recipe.name}, {wanted.stage}: {wanted.format}" + (
+    message = f"{wanted.recipe.name}, {wanted.name}: {wanted.format}" + (
         f" {wanted.quant}" if wanted.quant else ""
     )
     for attempt in range(1, ATTEMPTS + 1):

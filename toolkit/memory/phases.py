@@ -71,7 +71,8 @@ class Phases:
         self.scratch = terms.dequantisation_bytes(self.architecture) if on_gpu and four_bit else 0
         self.frozen: Items = {
             "weights": terms.layer_weight_bytes(self.architecture, four_bit),
-            "embeddings_and_head": terms.embedding_bytes(self.architecture, self.has_head),
+            "embeddings_and_head": terms.embedding_bytes(self.architecture, self.has_head)
+            + terms.patched_bytes(self.architecture, lora),
             "dequantisation": self.scratch,
             "buffers": terms.BUFFERS_GIB * GIB if on_gpu else 0,
         }

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from toolkit.hardware import CARDS, GIB, Card
+from toolkit.cards import CARDS, Card
+from toolkit.hardware import GIB
 from toolkit.memory import terms
 from toolkit.memory.phases import Phases, Settings
-from toolkit.memory.search import Search, largest_max_length
+from toolkit.memory.search import LONGEST, Search, largest_max_length
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe
 
@@ -51,10 +52,10 @@ class Plan:
     the budget, its values add up to `peak_gib`, and what belongs to another moment is 0. `phases_gib` is the
     peak of each moment. `peak_gib` is that of the worst micro-batch: rows of `max_length` tokens.
 
-    `largest_max_length`: tokens per row that fit in the most frugal settings that the recipe leaves open; 0
-    if none. `tokens_per_step` and the floors hold for rows of full length. The floors are seconds at the
-    card's full rates: no such run is faster. None where the rates are unknown, `floor_seconds` too where
-    max_steps is not set. `fixes`: the three cheapest changes with the figure that each brings; none when it
+    `largest_max_length`: tokens per row that fit in the most frugal settings that the recipe leaves open, and into
+    the model's positions; 0 if none. `tokens_per_step` and the floors hold for rows of full length. The floors are
+    seconds at the card's full rates: no such run is faster. None where the rates are unknown, `floor_seconds` too
+    where max_steps is not set. `fixes`: the three cheapest changes with the figure that each brings; none when it
     fits.
     """
 
@@ -117,7 +118,10 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
         if held > peak:
             peak, at_peak = held, items
     at_peak = at_peak | {"context": room.context, "reserve": room.reserve}
-    largest = largest_max_length(recipe, stage, phases, room.budget)
+    largest = min(
+        largest_max_length(recipe, stage, phases, room.budget),
+        architecture.max_position_embeddings or LONGEST,
+    )
     tokens = section.effective_batch_size * stages.of(stage).sequences_per_row * section.max_length
     has_head = stages.of(stage).answers
     seconds = _step_seconds(recipe, card, settings, tokens, has_head) if card else None

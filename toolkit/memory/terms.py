@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from toolkit.cards import Card
 from toolkit.errors import UserError
-from toolkit.hardware import GIB, Card
+from toolkit.hardware import GIB
 from toolkit.recipe.schema import Architecture, Lora
 
 BF16, FP32 = 2, 4  # bytes
@@ -85,12 +86,18 @@ def embedding_bytes(architecture: Architecture, has_head: bool = True) -> int:
     """Embedding and head in bf16; both are counted unless the architecture says that they are one (Gemma's
     are), or the model has no head over the vocabulary.
     """
-    copies = 1 if getattr(architecture, "tie_word_embeddings", False) or not has_head else 2
+    copies = _matrices(architecture) if has_head else 1
     return copies * BF16 * architecture.vocab_size * architecture.hidden_size
 
 
+def patched_bytes(architecture: Architecture, lora: Lora) -> int:
+    """What trained rows cost beside themselves: a copy of embedding and head with the rows put in, and its gradient
+    (peft/tuners/trainable_tokens/layer.py, get_merged_weights)."""
+    return 2 * embedding_bytes(architecture) if lora.trainable_tokens else 0
+
+
 def lora_tensors(architecture: Architecture, lora: Lora) -> list[int]:
-    """Numbers of weights of A (r x in) and B (out x r), for every targeted linear of every layer.
+    """Numbers of weights of A (r x in) and B (out x r), for every targeted linear of every layer; and of trained rows.
 
     Raises UserError for a target that a decoder layer does not have.
     """
@@ -101,7 +108,14 @@ def lora_tensors(architecture: Architecture, lora: Lora) -> list[int]:
             f"known: {', '.join(known)}"
         )
     one_layer = [lora.r * features for name in lora.target_modules for features in known[name]]
-    return one_layer * architecture.num_hidden_layers
+    return one_layer * architecture.num_hidden_layers + token_tensors(architecture, lora)
+
+
+def token_tensors(architecture: Architecture, lora: Lora) -> list[int]:
+    """Numbers of weights in the rows of trained tokens: one tensor for each of embedding and head; none without any."""
+    if not lora.trainable_tokens:
+        return []
+    return [len(lora.trainable_tokens) * architecture.hidden_size] * _matrices(architecture)
 
 
 def lora_parameters(architecture: Architecture, lora: Lora) -> int:
@@ -226,6 +240,10 @@ def _attention_widths(architecture: Architecture) -> tuple[int, int]:
     """Output features of q_proj and of k_proj and v_proj."""
     width = head_dim(architecture)
     return architecture.num_attention_heads * width, architecture.num_key_value_heads * width
+
+
+def _matrices(architecture: Architecture) -> int:
+    return 1 if getattr(architecture, "tie_word_embeddings", False) else 2
 
 
 def _power_of_two(value: float) -> int:

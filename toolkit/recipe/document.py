@@ -112,6 +112,8 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def _value(value: Any) -> str:
     """As one writes it in YAML."""
+    if isinstance(value, Section):
+        return f"{{{', '.join(f'{name}: {_value(item)}' for name, item in value.model_dump(by_alias=True).items())}}}"
     return json.dumps(list(value) if isinstance(value, tuple) else value).strip('"')
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from toolkit.errors import UserError
 from toolkit.recipe import yaml_file
+from toolkit.recipe.problems import explain
 from toolkit.recipe.schema import Recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -31,7 +32,8 @@ def load(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(*yaml_file.explain(error, Recipe, raw, values, file, overrides)) from None
+        of_file = yaml_file.plain(yaml_file.read(file), file)
+        raise UserError(*explain(error, Recipe, raw, values, file, overrides, of_file)) from None
     recipe._file = file
     return recipe
 
@@ -50,7 +52,9 @@ def _find(name_or_path: str) -> Path:
             )
         if path.is_file():
             return path.absolute()
-        raise UserError(f"no recipe file {name_or_path} (looked in {Path.cwd()})")
+        near = difflib.get_close_matches(path.stem, names(), n=1, cutoff=0.6)
+        hint = f"; did you mean the shipped recipe, --recipe {near[0]}?" if near else ""
+        raise UserError(f"no recipe file {path.absolute()}{hint}")
     path = RECIPES / f"{name_or_path}.yaml"
     if path.is_file():
         return path

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from toolkit import command
 from toolkit.errors import UserError
 from toolkit.recipe import stages, yaml_file
 from toolkit.recipe.fields import (
@@ -104,9 +106,7 @@ class Recipe(Section):
         """The section of a stage. Raises UserError when the recipe has none."""
         section: StageSection | None = getattr(self, stage)
         if section is None:
-            others = " or ".join(
-                f"`python run_{other.name}.py --recipe {self.name}`" for other in self.stages()
-            )
+            others = " or ".join(f"`{command.propose(other.name, self.name)}`" for other in self.stages())
             raise UserError(
                 f"recipe {self.name} has no {stage} stage (its {stage} is null); run {others} instead, or write a "
                 f"{stage} section into {self._file}"
@@ -117,13 +117,18 @@ class Recipe(Section):
         """The stage whose adapter this one continues; None when it starts from the model itself."""
         return next((name for name in stages.of(stage).continues if getattr(self, name) is not None), None)
 
-    def locate(self, path: str) -> str:
-        """A path of the recipe as this process can open it; a Hub id is returned as it is.
+    def places(self) -> list[Path]:
+        """Where a relative path of the recipe is looked for: beside its file, then in the working directory."""
+        return list(dict.fromkeys((self._file.parent.absolute(), Path.cwd())))
 
-        Looked up beside the recipe file first, then in the working directory; globs are allowed.
-        """
+    def looked_in(self, path: str) -> str:
+        """What a message says behind a path that is not there; "" for an absolute one, which says it itself."""
+        return "" if os.path.isabs(path) else f" (looked in {' and '.join(map(str, self.places()))})"
+
+    def locate(self, path: str) -> str:
+        """A path of the recipe as this process can open it; globs are allowed. A Hub id is returned as it is."""
         is_pattern = glob.has_magic(path)
-        for folder in (self._file.parent.absolute(), Path.cwd()):
+        for folder in self.places():
             if not is_pattern and os.path.exists(folder / path):
                 return str(folder / path)
             pattern = os.path.join(glob.escape(str(folder)), path)
@@ -143,6 +148,28 @@ class Recipe(Section):
             for path, key, value in self.leaves()
             if key.role in TRAJECTORY and path.split(".")[0] not in others
         }
+
+    def with_values(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values, by dotted path, as `trajectory` gives them. Unknown keys are left out.
+
+        Raises UserError where the values together are no recipe, as those of another version may be.
+        """
+        raw, known = self.model_dump(mode="json", by_alias=True), self.what_decides()
+        for path, value in values.items():
+            if path in known:
+                node, (*sections, key) = raw, path.split(".")
+                for section in sections:
+                    node[section] = node.get(section) or {}
+                    node = node[section]
+                node[key] = value
+        try:
+            recipe = type(self).model_validate(raw)
+        except ValidationError as error:
+            raise UserError(
+                f"the values that the model was trained by are no recipe any more: {error}"
+            ) from None
+        recipe._file = self._file
+        return recipe
 
     def row_values(self, section: StageSection) -> dict[str, Any]:
         """The values that decide the rows of a stage: its section's own, and what holds for all stages."""

@@ -59,6 +59,13 @@ class Architecture(Section):
         PositiveInt | None,
         shapes_weights("width of a head", "hidden_size / num_attention_heads, which Gemma's is not"),
     ] = None
+    max_position_embeddings: Annotated[
+        PositiveInt | None,
+        on_machine(
+            "positions that the model has; no plan names a longer max_length",
+            "a plan looks at the memory alone",
+        ),
+    ] = None
     tie_word_embeddings: Annotated[
         bool, shapes_weights("one matrix is embedding and head", "Llama's and Mistral's are two")
     ] = False
@@ -136,6 +143,14 @@ class Lora(Section):
             "the linear layers that get an adapter", "all of them, as QLoRA (Dettmers et al. 2023) found best"
         ),
     ] = LINEARS
+    trainable_tokens: Annotated[
+        Texts,
+        Field(strict=False),
+        shapes_weights(
+            "tokens whose rows of embedding and head are trained too; not on a GPU, where Unsloth freezes them",
+            "a template of tokens that the base knows needs none",
+        ),
+    ] = ()
 
 
 class Compare(Section):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from toolkit.recipe.dpo_losses import LOSSES, DpoLoss
 from toolkit.recipe.fields import Section, only_watches, shapes_rows, shapes_weights
 from toolkit.recipe.sections import Fraction, Int, NonNegativeFloat, PositiveFloat, PositiveInt
+
+
+def _listed(value: Any) -> Any:
+    """One name stands for a list of it."""
+    return [value] if isinstance(value, str) else value
 
 
 class TopK(Section):
@@ -53,6 +58,23 @@ class Source(Section):
         PositiveFloat | None,
         shapes_rows("share of this set in the mix; one for each of several sets, or none", "all rows"),
     ] = None
+
+
+class Divergence(Section):
+    """When a loss has left its range."""
+
+    factor: Annotated[
+        float,
+        Field(gt=1),
+        only_watches(
+            "a loss of more than so many times the first step's is out of range",
+            "guessing among 128,000 tokens is some 8 times the loss a base model starts with",
+        ),
+    ] = 3.0
+    patience: Annotated[
+        PositiveInt,
+        only_watches("lines of the log in a row that are out of range", "one hard batch is no divergence"),
+    ] = 3
 
 
 class StageSection(Section):
@@ -142,12 +164,20 @@ class StageSection(Section):
             "the optimizer; on a CPU always AdamW in 32 bits", "Unsloth's notebooks: a quarter of its memory"
         ),
     ] = "adamw_8bit"
+    divergence: Annotated[
+        Divergence | None,
+        only_watches(
+            "stop a run whose loss stays out of its range; null: only at one that is no number",
+            "no run comes back from there",
+        ),
+    ] = Divergence()
     logging_steps: Annotated[
         PositiveInt, only_watches("steps between two lines of the log", "alignment-handbook's for DPO")
     ] = 10
     report_to: Annotated[
         tuple[Literal["tensorboard", "wandb"], ...],
         Field(strict=False),
+        BeforeValidator(_listed),
         only_watches("trackers beside metrics.jsonl; need requirements-optional.txt", "none"),
     ] = ()
     eval_steps: Annotated[
@@ -229,7 +259,7 @@ class Dpo(StageSection):
     beta: Annotated[
         PositiveFloat,
         shapes_weights(
-            "how strongly the policy is held to its reference", "Rafailov et al. 2023, appendix B", "model"
+            "how strongly the policy is held to its reference", "Rafailov et al. 2023, appendix B"
         ),
     ] = 0.1
     loss_type: Annotated[

@@ -2,26 +2,35 @@
 
 To add a stage: a row here, a section of the recipe (stage_sections.py), its trainer's arguments
 (training/trainer_args.py), one file that builds its trainer (engine/train/), a script. What the row names (charts,
-memory phases) is defined where it belongs; a test holds the names together.
+memory phases) is defined where it belongs; a test holds the names together. A stage may be trained several times
+side by side, under names of their own: its variants.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 RowKind = Literal["chat", "pair"]
 Task = Literal["causal_lm", "seq_cls"]  # PEFT's names: to answer, or to give a conversation one score
+# At step 1 the policy is still its reference, and every pair a tie: what tells them apart is noise.
+FIRST_STEP_APART = 2
 
 
 @dataclass(frozen=True)
 class PanelField:
-    """A number that the live panel shows: its name in the Trainer's logs, label, format, and whether as a curve too."""
+    """A number that the live panel shows: its name in the Trainer's logs, label, format, and whether as a curve too.
+
+    Before `first_step` it says nothing.
+    """
 
     key: str
     label: str
     style: str
     has_curve: bool = False
+    first_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,11 +90,11 @@ DPO = Stage(
     sequences_per_row=2,
     continues=("sft",),
     has_reference=True,
-    charts=("loss", "reward_margin", "reward_accuracy", "rewards", "log_probs"),
+    charts=("pair_loss", "reward_margin", "reward_accuracy", "rewards", "log_probs"),
     panel_fields=(
         LOSS,
         PanelField("rewards/margins", "margin", "{:.3f}", has_curve=True),
-        PanelField("rewards/accuracies", "accuracy", "{:.0%}"),
+        PanelField("rewards/accuracies", "accuracy", "{:.0%}", first_step=FIRST_STEP_APART),
     ),
     memory_phases=("log_probs", "layer", "reference", "evaluation"),
     report_extras=("reference", "shared_prompts"),
@@ -112,8 +121,41 @@ REWARD = Stage(
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO, REWARD)}
 
 
+BASE = "base"  # the model itself, beside the names of what was trained of it
+LABEL = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # part of a folder's name, and of a module's in PEFT
+
+
 def of(name: str) -> Stage:
-    return STAGES[name]
+    """The stage of that name, or that a variant is of."""
+    return STAGES[name.partition("-")[0]]
+
+
+def variant(stage: str, label: str | None) -> str:
+    """The name of a variant: `dpo-beta02` is DPO under the label beta02, `dpo` the one without a label.
+
+    It names the run's folder, and the model in comparisons, evaluations and exports.
+    """
+    return stage if label is None else f"{stage}-{label}"
+
+
+def label_of(name: str) -> str | None:
+    return name.partition("-")[2] or None
+
+
+def is_variant(name: str) -> bool:
+    stage, dash, label = name.partition("-")
+    return stage in STAGES and (not dash or LABEL.fullmatch(label) is not None)
+
+
+def title(name: str) -> str:
+    """A variant, or the base, as tables head it: "DPO beta02"."""
+    return name if name == BASE else " ".join(filter(None, (of(name).label, label_of(name))))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The base first, then the variants of each stage in the order of the stages."""
+    order = (BASE, *STAGES)
+    return sorted(names, key=lambda name: order.index(name.partition("-")[0]))
 
 
 def of_kind(kind: RowKind) -> Stage:
@@ -131,6 +173,6 @@ def answering() -> tuple[str, ...]:
 
 
 def lineage(name: str) -> list[Stage]:
-    """The stages whose values shape the adapter of this one: those before it, itself last."""
+    """The stages whose values shape the adapter of this one, or of a variant of it: those before it, itself last."""
     before = {earlier for start in of(name).continues for earlier in (s.name for s in lineage(start))}
-    return [stage for stage in STAGES.values() if stage.name in before | {name}]
+    return [stage for stage in STAGES.values() if stage.name in before | {of(name).name}]

@@ -1,26 +1,25 @@
-"""Recipe files as text: YAML with line numbers, `--set` overrides, and errors that say where and what."""
+"""Recipe files as text: YAML with line numbers, and `--set` overrides."""
 
 from __future__ import annotations
 
-import difflib
 import io
 import itertools
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from toolkit.errors import UserError
+from toolkit.recipe.problems import keys_at, near, section_at, short
 
 MAX_CHARACTERS = 2**20
 MAX_VALUES = 100_000  # of a recipe: an alias of aliases multiplies what it names
 MAX_DEPTH = 200  # of brackets
-MOST_SHOWN = 80  # characters of a value that is wrong
 
 
 def dump(values: dict[str, Any], defaults: Container[tuple[str | int, ...]] = ()) -> str:
@@ -155,134 +154,14 @@ def override(raw: Any, text: str, schema: type[BaseModel]) -> str | None:
                 return f"--set {text}: {here} is a list of {len(node)}; {key!r} is none of its positions"
             key = int(key)  # type: ignore[assignment]
         elif not isinstance(node, dict):
-            return f"--set {text}: {here} is {_short(node)}, which has no key {key!r}"
+            return f"--set {text}: {here} is {short(node)}, which has no key {key!r}"
         elif not last and key not in node:
-            known = _keys_at(keys[:depth], schema)
-            if key not in known or not _section_at(keys[: depth + 1], schema):
-                return f"--set {text}: {here} has no key {key!r}{_near(key, known)}"
+            known = keys_at(keys[:depth], schema)
+            if key not in known or not section_at(keys[: depth + 1], schema):
+                return f"--set {text}: {here} has no key {key!r}{near(key, known, schema)}"
             node[key] = {}
         if last:
             node[key] = value
         else:
             node = node[key]
     return None
-
-
-def _near(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
-
-
-def explain(
-    error: ValidationError,
-    schema: type[BaseModel],
-    raw: Any,
-    values: Any,
-    file: Path,
-    overrides: tuple[str, ...],
-) -> list[str]:
-    """One line a problem, in the order of the file; the missing keys of a section share theirs.
-
-    `values` is what was validated, `raw` the same with line numbers.
-    """
-    overridden = {override.partition("=")[0] for override in overrides}
-    missing: dict[tuple[Any, ...], list[str]] = {}
-    found: dict[tuple[Any, ...], list[str]] = {}
-    for problem in error.errors(include_url=False):
-        loc = _keys_of(problem, values)
-        if problem["type"] == "missing":
-            missing.setdefault(loc[:-1], []).append(str(loc[-1]))
-        else:
-            found.setdefault(loc, []).append(_what(problem, loc, schema))
-    lines = []
-    for loc, whats in found.items():
-        line, dotted = _line(raw, loc), ".".join(map(str, loc)) or "recipe"
-        where = f"--set {dotted}" if dotted in overridden else f"{file.name}:{line}: {dotted}"
-        lines.append((line, f"{where}: {'; or: '.join(whats)}"))
-    for loc, keys in missing.items():
-        line, section = _line(raw, loc), ".".join(map(str, loc)) or "the recipe"
-        lines.append(
-            (line, f"{file.name}:{line}: {section} lacks {', '.join(keys)}: there is no default for that")
-        )
-    return [text for _, text in sorted(lines, key=lambda item: item[0])]
-
-
-def _keys_of(problem: Any, values: Any) -> tuple[str | int, ...]:
-    """The path of a problem, without the branches of unions ("constrained-int") that pydantic puts into it."""
-    keys: list[str | int] = []
-    if problem["loc"][-1:] == ("[key]",):  # what is wrong is a name in a mapping of free names
-        problem = problem | {"loc": problem["loc"][:-2]}
-    *before, last = problem["loc"] or (None,)
-    for part in before:
-        if _holds(values, part):
-            keys.append(part)
-            values = values[part]
-    if last is not None and (problem["type"] == "missing" or _holds(values, last)):
-        keys.append(last)
-    return tuple(keys)
-
-
-def _holds(values: Any, key: str | int) -> bool:
-    return key in values if isinstance(values, dict) else isinstance(values, list) and isinstance(key, int)
-
-
-def _what(problem: Any, loc: tuple[Any, ...], schema: type[BaseModel]) -> str:
-    got = problem["input"]
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key{_near(str(loc[-1]), _keys_at(loc[:-1], schema))}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return message if isinstance(got, (dict, list)) else f"got {_short(got)}: {message}"
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        text = f"an integer of {value.bit_length():,} bits"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-
-
-def _keys_at(loc: Sequence[Any], schema: type[BaseModel]) -> list[str]:
-    """The keys of the section that a path leads to; [] where it leads to none."""
-    section = _section_at(loc, schema)
-    return [field.alias or name for name, field in section.model_fields.items()] if section else []
-
-
-def _section_at(loc: Sequence[Any], section: type[BaseModel]) -> type[BaseModel] | None:
-    """The section class that a path of keys leads to."""
-    for part in loc:
-        if str(part).isdigit():
-            continue
-        field = section.model_fields.get(str(part))
-        if field is None:
-            return None
-        inner = _models_in(field.annotation)
-        if not inner:
-            return None
-        section = inner[0]
-    return section
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _line(raw: Any, loc: tuple[Any, ...]) -> int:
-    """Line of a path in the YAML, or of its nearest parent that the file holds."""
-    line, node = 1, raw
-    for part in loc:
-        position = getattr(node, "lc", None)
-        if position is None:
-            break
-        try:
-            if isinstance(node, dict):
-                part = next(key for key in node if str(key) == part)  # an integer, say
-                line = position.key(part)[0] + 1
-            else:
-                line = position.item(part)[0] + 1
-            node = node[part]
-        except (KeyError, IndexError, TypeError, StopIteration):
-            break
-    return line

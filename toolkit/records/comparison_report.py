@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from toolkit.records.record import Record
@@ -36,12 +36,6 @@ class AnswerMeasures(Record):
     mean_implicit_reward: float | None = None
     preference_accuracy: float | None = None
     matches: dict[str, float | None] | None = None
-
-    def measures(self) -> dict[str, float]:
-        """The numbers that there are, by name; those of the recipe's own measures as <name>_fraction."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values |= {f"{name}_fraction": share for name, share in (self.matches or {}).items()}
-        return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 
 @dataclass(frozen=True)

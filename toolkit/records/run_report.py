@@ -60,8 +60,8 @@ class RunReport(Record):
     `settings` are those of the plan, `eval` the last evaluation by the Trainer's own names. `allocator` is what
     was set and what is in effect. `oom_events` are the lines of events.jsonl. `reference` is DPO's reference
     pass: pairs, how many of them were reused, seconds. `shared_prompts` is DPO's check of prompts that are run once, in
-    nats, and how often attention was over them in the first step; or the reason why it is `off`. `scores` are a reward model's
-    of held-out pairs, in place of `answers`.
+    nats, and how often attention was over them in the first step; or the reason why it is `off`. `scores` are
+    those of a reward model, of held-out pairs, in place of `answers`.
     """
 
     stage: str | None

@@ -5,15 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from toolkit.recipe import stages
+from toolkit.recipe.stages import FIRST_STEP_APART
 
 NUM_POINTS = 2000  # of one curve: about two for each pixel of a wide screen
 NUM_FOR_MEANS = 100  # from so many points on, a line of about so many means is drawn over them
 SHORTEST_STRETCH = 5  # points under one mean
+NUM_TABLED = 25  # values of a curve in the table behind its figure
 PLANNED = "planned_peak_gib"  # the only series that was not logged
+TIED = "rewards/accuracies"  # noise before FIRST_STEP_APART
 
 Point = tuple[int, float | None]
+
+
+class Style(NamedTuple):
+    """How a value is written: by Python, by Bokeh (numbro, or printf after a %), and by Bokeh on the axis."""
+
+    plain: str
+    tip: str
+    tick: str = "0.[000]a"
+
+
+NUMBER, REWARD, NATS = Style("{:.4f}", "0.0000"), Style("{:.3f}", "0.000"), Style("{:.2f}", "0.00")
+SHARE, COUNT = Style("{:.1%}", "0.0%", "0%"), Style("{:,.0f}", "0,0")
+POWER = Style("{:.2e}", "%.2e", "%.1e")
 
 
 @dataclass
@@ -29,114 +46,133 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """`key` is the name in metrics.jsonl, `colour` a custom property of the page's style."""
+    """`key` is the name in metrics.jsonl, `colour` a custom property of the page's style.
+
+    `dash` and `marker` are Bokeh's; without a marker few points are no dots either.
+    """
 
     label: str
     key: str
     colour: str
-    dashed: bool = False
+    dash: str = "solid"
+    marker: str | None = "circle"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure. `style` is how the page writes a value: a format of Bokeh's (numbro), or of printf after a %.
+    """One figure. `axis` is what its values are, with their unit, `style` how a value is written.
 
-    `tick` is the format of the axis. A chart with `mean` gets a line of means over curves of many points.
+    A chart with `mean` gets a line of means over curves of many points.
     """
 
     title: str
     about: str
+    axis: str
     curves: tuple[Curve, ...]
-    style: str
-    tick: str = "0.[000]a"
-    mean: bool = False
+    style: Style = NUMBER
+    mean: bool = True
+
+    @property
+    def is_share(self) -> bool:
+        return self.style == SHARE
 
 
 TRAIN, EVAL, SECOND = "--curve-1", "--curve-2", "--curve-3"
 
 
+def _evaluated(label: str, key: str, colour: str = EVAL) -> Curve:
+    return Curve(label, f"eval_{key}", colour, "dashed", "diamond")
+
+
 def _both(key: str) -> tuple[Curve, ...]:
-    return Curve("train", key, TRAIN), Curve("evaluation", f"eval_{key}", EVAL)
+    return Curve("train", key, TRAIN), _evaluated("evaluation", key)
 
 
 def _replies(key: str) -> tuple[Curve, ...]:
     return (
         Curve("chosen", f"{key}/chosen", TRAIN),
         Curve("rejected", f"{key}/rejected", SECOND),
-        Curve("chosen, evaluation", f"eval_{key}/chosen", TRAIN, dashed=True),
-        Curve("rejected, evaluation", f"eval_{key}/rejected", SECOND, dashed=True),
+        _evaluated("chosen, evaluation", f"{key}/chosen", TRAIN),
+        _evaluated("rejected, evaluation", f"{key}/rejected", SECOND),
     )
 
 
+def _only(label: str, key: str) -> tuple[Curve, ...]:
+    return (Curve(label, key, TRAIN),)
+
+
 CHARTS = {  # by the names that a stage's `charts` lists
-    "loss": Chart("Loss", "lower is better", _both("loss"), "0.0000", mean=True),
+    "loss": Chart("Loss", "lower is better", "nats a trained token", _both("loss")),
+    "pair_loss": Chart(
+        "Loss", "lower is better; ln 2 = 0.6931 where nothing is learnt yet", "nats a pair", _both("loss")
+    ),
     "token_accuracy": Chart(
         "Token accuracy",
-        "share of trained tokens that rank first",
+        "trained tokens that rank first",
+        "share of tokens",
         _both("mean_token_accuracy"),
-        "0.0%",
-        "0%",
-        mean=True,
+        SHARE,
     ),
     "reward_margin": Chart(
-        "Reward margin", "chosen minus rejected", _both("rewards/margins"), "0.000", mean=True
+        "Reward margin", "chosen minus rejected", "nats times beta", _both("rewards/margins"), REWARD
     ),
     "reward_accuracy": Chart(
         "Reward accuracy",
-        "share of pairs whose chosen reply has the larger reward",
+        "pairs whose chosen reply has the larger reward; without step 1, where policy and reference are one and every "
+        "pair is a tie",
+        "share of pairs",
         _both("rewards/accuracies"),
-        "0.0%",
-        "0%",
-        mean=True,
+        SHARE,
     ),
     "rewards": Chart(
-        "Rewards", "beta times the log-ratio to the reference", _replies("rewards"), "0.000", mean=True
-    ),
-    "log_probs": Chart(
-        "Log-probabilities", "of whole replies, in nats", _replies("logps"), "0.00", mean=True
+        "Rewards", "beta times the log-ratio to the reference", "nats times beta", _replies("rewards"), REWARD
     ),
     "score_margin": Chart(
-        "Margin", "score of chosen minus that of rejected", _both("margin"), "0.000", mean=True
+        "Margin", "score of chosen less that of rejected", "score", _both("margin"), REWARD
     ),
     "pair_accuracy": Chart(
         "Accuracy",
-        "share of pairs whose chosen reply has the larger score",
+        "pairs whose chosen reply has the larger score",
+        "share of pairs",
         _both("accuracy"),
-        "0.0%",
-        "0%",
-        mean=True,
+        SHARE,
     ),
     "scores": Chart(
         "Scores",
         "smallest, mean and largest of a batch",
+        "score",
         (
             Curve("largest", "max_reward", SECOND),
             Curve("mean", "mean_reward", TRAIN),
             Curve("smallest", "min_reward", EVAL),
         ),
-        "0.00",
-        mean=True,
+        NATS,
     ),
+    "log_probs": Chart("Log-probabilities", "of whole replies", "nats a reply", _replies("logps"), NATS),
 }
 OPTIMIZER = (
-    Chart("Learning rate", "", (Curve("learning rate", "learning_rate", TRAIN),), "%.2e", "%.1e"),
+    Chart("Learning rate", "", "step size", _only("learning rate", "learning_rate"), POWER, mean=False),
+    Chart("Gradient norm", "before clipping", "L2 norm", _only("gradient norm", "grad_norm"), REWARD),
     Chart(
-        "Gradient norm", "before clipping", (Curve("gradient norm", "grad_norm", TRAIN),), "0.000", mean=True
-    ),
-    Chart(
-        "Tokens per second", "", (Curve("tokens per second", "tokens_per_second", TRAIN),), "0,0", mean=True
+        "Tokens per second",
+        "of the time in training steps",
+        "tokens a second",
+        _only("tokens per second", "tokens_per_second"),
+        COUNT,
     ),
 )
 MEMORY = Chart(
     "GPU memory",
-    "GiB, as torch's allocator counts it",
+    "as torch's allocator counts it",
+    "GiB",
     (
         Curve("peak since the last log", "vram_peak_gib", TRAIN),
         Curve("allocated", "vram_gib", SECOND),
         Curve("reserved", "vram_reserved_gib", EVAL),
-        Curve("planned peak", PLANNED, "--bad", dashed=True),
+        Curve("planned peak", PLANNED, "--bad", "dotdash", None),
     ),
-    "0.00",
+    NATS,
+    mean=False,
 )
 
 
@@ -149,6 +185,15 @@ def charts(stage: str, series: dict[str, Series]) -> list[Chart]:
         if curves:
             shown.append(replace(chart, curves=curves))
     return shown
+
+
+def without_ties(series: dict[str, Series]) -> dict[str, Series]:
+    """The series without what was logged while every pair was a tie."""
+    tied = series.get(TIED)
+    if tied is None or tied.steps[0] >= FIRST_STEP_APART:
+        return series
+    num = sum(step < FIRST_STEP_APART for step in tied.steps)
+    return series | {TIED: Series(tied.steps[num:], tied.values[num:])}
 
 
 def with_planned_peak(series: dict[str, Series], peak_gib: float | None) -> dict[str, Series]:
@@ -198,3 +243,36 @@ def means(points: Sequence[Point], stretch: int) -> list[Point]:
 def num_in_mean(num_points: int) -> int:
     """How many points of a curve one mean is over; 1 for a curve that is drawn as it is."""
     return 1 if num_points < NUM_FOR_MEANS else max(SHORTEST_STRETCH, num_points // NUM_FOR_MEANS)
+
+
+def tabled(
+    chart: Chart, series: dict[str, Series], limit: int = NUM_TABLED
+) -> list[tuple[int, list[float | None]]]:
+    """(step, the value of each curve or None) at a few of the steps, ends included: `limit` of each curve's own."""
+    columns = [
+        dict(zip(series[curve.key].steps, series[curve.key].values, strict=True)) for curve in chart.curves
+    ]
+    steps = sorted({step for column in columns for step in _spread(list(column), limit)})
+    return [(step, [column.get(step) for column in columns]) for step in steps]
+
+
+def _spread(steps: list[int], limit: int) -> list[int]:
+    if len(steps) <= limit:
+        return steps
+    return [steps[place * (len(steps) - 1) // (limit - 1)] for place in range(limit)]
+
+
+def described(chart: Chart, series: dict[str, Series]) -> str:
+    """The figure in a sentence, for whoever does not see it."""
+    said = []
+    for curve in chart.curves:
+        known = [
+            (step, value)
+            for step, value in zip(series[curve.key].steps, series[curve.key].values, strict=True)
+            if value is not None
+        ]
+        (first, start), (last, end) = known[0], known[-1]
+        write = chart.style.plain.format
+        course = f"{write(end)} at step {last:,}"
+        said.append(f"{curve.label} {f'from {write(start)} at step {first:,} to ' * (first != last)}{course}")
+    return f"{chart.title}, {chart.axis}: {'; '.join(said)}"

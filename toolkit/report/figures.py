@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.report.curves import PLANNED, Chart, Curve, Point, Series, means, num_in_mean, thinned
+from toolkit.report import curves
+from toolkit.report.curves import Chart, Curve, Point, Series, means, num_in_mean, thinned
 
 if TYPE_CHECKING:
     from bokeh.models import Range1d
     from bokeh.plotting import figure
 
-HEIGHT_PIXELS = 260
+SCRIPT = Path(__file__).with_suffix(".js")
+HEIGHT_PIXELS = 280
 NUM_MARKERS = 30  # up to so many points are worth a dot each
+SIZES = {"circle": 5, "diamond": 10}  # pixels
+WHOLE = (-0.02, 1.02)  # the axis of a share: 0 to 100 %, with room for a dot on either end
 NUM_MARKS = 100  # vertical lines in a figure
 FONT = "system-ui, sans-serif"
 LEGEND: dict[str, Any] = {
@@ -33,31 +43,6 @@ TIP = (
     "margin: -6px; padding: .2rem .5rem; background: var(--paper); color: var(--ink); border: 1px solid var(--line); "
     "border-radius: .25rem; font: .8rem system-ui, sans-serif"
 )
-# The figures' colours are those of the page, whichever of its two palettes holds now or later. What is tagged with a
-# custom property wears it. Bokeh makes its document before it draws anything, so nothing flashes.
-# A finger scrolls the page: figures take it for a zoom only once their toolbar says so.
-PAINT = """
-(() => {
-  const touch = matchMedia("(pointer: coarse)").matches;
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const paint = () => {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue(name).trim();
-    for (const made of Bokeh.documents) for (const model of made.all_models) {
-      const [tag] = model.tags;
-      if (touch && /(Box|Wheel)ZoomTool/.test(model.type)) model.active = false;
-      if (tag && "line_color" in model.properties) model.line_color = colour(tag);
-      if (tag && "fill_color" in model.properties) model.fill_color = colour(tag);
-      if ("major_label_text_color" in model.properties) model.major_label_text_color = colour("--quiet");
-      if ("grid_line_color" in model.properties && model.grid_line_color) model.grid_line_color = colour("--line");
-      if ("label_text_color" in model.properties) model.label_text_color = colour("--ink");
-    }
-  };
-  const start = () => Bokeh.documents.length ? paint() : setTimeout(start, 5);
-  start();
-  dark.addEventListener("change", paint);
-})();
-"""
 
 
 @dataclass(frozen=True)
@@ -68,25 +53,50 @@ class Drawn:
     divs: list[str]
 
 
-def draw(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int]) -> Drawn:
+def draw(
+    charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int], earlier: str = ""
+) -> Drawn:
     """The charts as figures that zoom along the steps together. `marks` are steps where something happened.
 
-    The script brings Bokeh along (1.3 MB) and gives the figures the page's colours, dark or light.
+    `earlier` is the page as it was written before: figures of the very same are taken from there, and Bokeh, a second
+    of import, is left alone. The script brings it along (1.3 MB) and gives the figures the page's colours.
     """
+    if not charts:
+        return Drawn("", [])
+    key = _key(charts, series, marks)
+    parts = re.findall(f"<!--{key}-->(.*?)<!--/{key}-->", earlier, re.DOTALL)
+    if len(parts) != len(charts) + 1:
+        parts = _drawn(charts, series, marks)
+    *divs, script = (f"<!--{key}-->{part}<!--/{key}-->" for part in parts)
+    return Drawn(script, divs)
+
+
+def _key(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int]) -> str:
+    """Of everything that decides what is drawn."""
+    found = hashlib.sha256(repr((version("bokeh"), charts, marks)).encode())
+    for file in (Path(__file__), SCRIPT, Path(curves.__file__)):
+        found.update(file.read_bytes())
+    for curve in (curve for chart in charts for curve in chart.curves):
+        steps, values = series[curve.key].steps, series[curve.key].values
+        found.update(array("q", steps))
+        found.update(array("d", (math.nan if value is None else value for value in values)))
+    return found.hexdigest()[:16]
+
+
+def _drawn(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int]) -> list[str]:
+    """A div for each chart, and last the script."""
     from bokeh.embed import components
     from bokeh.models import Range1d
     from bokeh.resources import Resources
 
-    if not charts:
-        return Drawn("", [])
     drawn = [series[curve.key].steps for chart in charts for curve in chart.curves]
     first, last = min(steps[0] for steps in drawn), max(steps[-1] for steps in drawn)
     room = max((last - first) * 0.02, 0.5)
     shared = Range1d(first - room, last + room, bounds="auto")
-    figures = [_figure(chart, series, shared, marks) for chart in charts]
-    script, divs = components(figures)
+    script, divs = components([_figure(chart, series, shared, marks) for chart in charts])
     library = Resources(mode="inline", components=["bokeh"]).js_raw[0]
-    return Drawn(f"<script>{library}</script>{script}<script>{PAINT}</script>", list(divs))
+    ours = SCRIPT.read_text(encoding="utf-8")
+    return [*divs, f"<script>{library}</script>{script}<script>{ours}</script>"]
 
 
 def _figure(chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequence[int]) -> figure:
@@ -96,6 +106,7 @@ def _figure(chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequ
         LegendItem,
         NumeralTickFormatter,
         PrintfTickFormatter,
+        Range1d,
         Span,
         WheelZoomTool,
     )
@@ -105,7 +116,7 @@ def _figure(chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequ
         height=HEIGHT_PIXELS,
         sizing_mode="stretch_width",
         x_range=steps,
-        y_range=DataRange1d(only_visible=True),
+        y_range=Range1d(*WHOLE) if chart.is_share else DataRange1d(only_visible=True),
         window_axis="x",
         tools="xpan,box_zoom,reset,save",
         active_drag="box_zoom",
@@ -130,9 +141,15 @@ def _figure(chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequ
     for axis in (plot.xaxis[0], plot.yaxis[0]):
         axis.update(axis_line_color=None, major_tick_line_color=None, minor_tick_line_color=None)
         axis.update(major_label_text_font=FONT, major_label_text_font_size="12px")
+        axis.update(
+            axis_label_text_font=FONT, axis_label_text_font_size="12px", axis_label_text_font_style="normal"
+        )
+    plot.xaxis.axis_label, plot.yaxis.axis_label = "optimizer step", chart.axis
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
-    is_printf = chart.tick.startswith("%")
-    plot.yaxis.formatter = (PrintfTickFormatter if is_printf else NumeralTickFormatter)(format=chart.tick)
+    tick = chart.style.tick
+    plot.yaxis.formatter = (PrintfTickFormatter if tick.startswith("%") else NumeralTickFormatter)(
+        format=tick
+    )
     plot.xgrid.grid_line_color = None
     return plot
 
@@ -143,19 +160,18 @@ def _lines(plot: figure, chart: Chart, curve: Curve, series: Series) -> list[Any
 
     points = list(zip(series.steps, series.values, strict=True))
     stretch = num_in_mean(len(points)) if chart.mean else 1
-    style = {"line_width": 1.6, "line_dash": "dashed" if curve.dashed else "solid", "name": curve.label}
+    style = {"line_width": 1.6, "line_dash": curve.dash, "name": curve.label}
     line = plot.line("step", "value", source=_source(points), line_alpha=0.35 if stretch > 1 else 1, **style)
     renderers = [line]
     if stretch > 1:
         renderers.append(plot.line("step", "value", source=_source(means(points, stretch)), **style))
-    if len(points) <= NUM_MARKERS and curve.key != PLANNED:
-        renderers.append(
-            plot.scatter("step", "value", source=line.data_source, size=5, line_color=None, name=curve.label)
-        )
+    if len(points) <= NUM_MARKERS and curve.marker:
+        dots = {"marker": curve.marker, "size": SIZES[curve.marker], "line_color": None, "name": curve.label}
+        renderers.append(plot.scatter("step", "value", source=line.data_source, **dots))
     for renderer in renderers:
         renderer.glyph.tags = [curve.colour]
-    value = f"@value{{{chart.style}}}"
-    formatters = {"@value": "printf" if chart.style.startswith("%") else "numeral"}
+    value = f"@value{{{chart.style.tip}}}"
+    formatters = {"@value": "printf" if chart.style.tip.startswith("%") else "numeral"}
     plot.add_tools(
         HoverTool(
             renderers=[line],

@@ -19,11 +19,16 @@ def headline(record: RunRecord) -> str:
     said = f'<p class="reason">{escape(str(reason))}</p>' if reason else ""
     command = f"<code>python {escape(manifest.command or '')}</code>"
     return (
-        f"<h1>{stages.of(record.run.stage).title} of {escape(record.run.recipe)}</h1>"
+        f"<h1>{stages.of(record.run.name).title} of {escape(record.run.recipe)}{_label(record)}</h1>"
         f'<p class="quiet">{escape(_when(record))} · {escape(_device(record))}</p>'
         f'<div class="outcome {record.outcome}"><p><b>{record.outcome.capitalize()}</b> {escape(_how_far(record))}</p>'
         f'{said}<p class="quiet">{escape(_next(record))}<br>{command}</p></div>'
     )
+
+
+def _label(record: RunRecord) -> str:
+    label = stages.label_of(record.run.name)
+    return f": {escape(label)}" if label else ""
 
 
 def _how_far(record: RunRecord) -> str:
@@ -83,9 +88,11 @@ def tiles(record: RunRecord) -> str:
     tokens, seconds = report.train_tokens, report.train_seconds
     planned, peak = report.planned_peak_gib, report.measured_peak_gib
     first = number(report.loss_first, "from {:.4f}")
+    logged = record.series["loss"].values if "loss" in record.series else []
+    is_lost = bool(logged) and logged[-1] is None
     session = "since it was continued" if record.manifest.resumed_from else "of the steps alone"
     tiles = [
-        ("Training loss", number(report.loss_last, "{:.4f}"), first),
+        ("Training loss", number(report.loss_last, "{:.4f}") or ("not finite" if is_lost else None), first),
         ("Evaluation loss", number(evaluated.get("loss"), "{:.4f}"), "held-out rows"),
         ("Reward margin", number(evaluated.get("rewards/margins"), "{:.3f}"), "held-out pairs"),
         ("Reward accuracy", number(evaluated.get("rewards/accuracies"), "{:.1%}"), "held-out pairs"),

@@ -4,15 +4,21 @@ from html import escape
 
 PALETTE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --quiet: #5d6670; --line: #d9dee3; --panel: #f6f8f9;
-  --accent: #0b5cad; --bad: #b3261e; --good: #1f7a45; --warn: #8a5a00; }
+  --accent: #0b5cad; --bad: #b3261e; --good: #1f7a45; --warn: #8a5a00; --shade: #0004; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --ink: #e4e8eb; --quiet: #98a2ab; --line: #30363c;
-  --panel: #1b1f23; --accent: #7ab7f5; --bad: #ff8a80; --good: #6fd396; --warn: #e0b35a; } }
+  --panel: #1b1f23; --accent: #7ab7f5; --bad: #ff8a80; --good: #6fd396; --warn: #e0b35a; --shade: #fff4; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 78rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; margin: .5rem 0 0; }
 h2 { font-size: 1.05rem; margin: 0; }
 p { margin: .25rem 0; }
+/* A table that is wider than its place scrolls; a shadow lies on the side where there is more of it. */
+.wide { overflow-x: auto; background: linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 120% local,
+  linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 120% local,
+  linear-gradient(to right, var(--shade), transparent) left / 1.2rem 100% scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 1.2rem 100% scroll; background-repeat: no-repeat; }
+.wide :is(th, td):first-child { position: sticky; left: 0; background: var(--paper); }
 """
 
 

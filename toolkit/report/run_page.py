@@ -6,10 +6,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import UserError
 from toolkit.files import write_text
 from toolkit.records.record import read_object
 from toolkit.records.run_report import Answers
-from toolkit.report import curves, figures, run_record
+from toolkit.report import curves, figures, proofs, run_record
 from toolkit.report.headline import headline, tiles
 from toolkit.report.html import document
 from toolkit.report.run_record import RunRecord
@@ -49,12 +50,17 @@ code { font: .85em ui-monospace, monospace; background: var(--panel); padding: .
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem 1.25rem; }
 .charts > * { min-width: 0; }
 .charts > :first-child { grid-column: 1 / -1; }
+.charts summary { font-size: .9rem; color: var(--quiet); } .charts .wide { max-height: 20rem; overflow: auto; }
+.zoom { display: flex; gap: .5rem; margin-bottom: 1rem; }
+.zoom button { font: inherit; font-size: .9rem; color: inherit; background: var(--panel); cursor: pointer;
+  border: 1px solid var(--line); border-radius: .35rem; padding: .2rem .7rem; }
+.zoom button:hover { border-color: var(--accent); }
 .marks { margin: .5rem 0 1.2rem; padding-left: 1.1rem; }
 table { border-collapse: collapse; margin: .4rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--quiet); }
-td.n, th.n { text-align: right; }
-.wide { overflow-x: auto; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+.wide + h3 { margin-top: 1.5rem; }
 .side { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem 2rem; }
 .side > * { min-width: 0; }
 article { margin: 0 0 1.25rem; }
@@ -71,6 +77,10 @@ pre { overflow-x: auto; padding: .8rem; background: var(--panel); border-radius:
   details td:first-child { white-space: normal; }
 }
 """
+ZOOM = (
+    '<div class="zoom" role="group" aria-label="zoom of all figures"><button data-zoom=".5">zoom in</button>'
+    '<button data-zoom="2">zoom out</button><button data-zoom="0">show all</button></div>'
+)
 NUM_LISTED = 20  # of what happened on the way
 
 
@@ -84,16 +94,20 @@ def write(run: RunDir, notes: list[str] | None = None) -> Path | None:
         return None
     if notes is not None:
         notes += record.notes
-    write_text(run.page, page(record))
+    try:
+        write_text(run.page, page(record, _text(run.page)))
+    except OSError as error:
+        raise UserError(f"cannot write {run.page}: {error.strerror}") from None
     return run.page
 
 
-def page(record: RunRecord) -> str:
-    """The whole file."""
+def page(record: RunRecord, earlier: str = "") -> str:
+    """The whole file. `earlier` is the page as it was; see `figures.draw`."""
     series = curves.with_planned_peak(record.series, record.report.planned_peak_gib)
+    series = curves.without_ties(series)
     charts = curves.charts(record.run.stage, series)
     marks = _marks(record)
-    drawn = figures.draw(charts, series, [step for step, _ in marks])
+    drawn = figures.draw(charts, series, [step for step, _ in marks], earlier)
     body = "\n".join(
         [
             headline(record),
@@ -102,13 +116,14 @@ def page(record: RunRecord) -> str:
             _answers(record),
             scores_section(record.report.scores),
             measures_section(record),
+            proofs.section(record.report),
             memory_section(record.report),
             data_section(record.data),
             _made(record),
             drawn.script,
         ]
     )
-    return document(f"{record.run.stage} · {record.run.recipe} · {record.outcome}", body, STYLE, scripts=True)
+    return document(f"{record.run.name} · {record.run.recipe} · {record.outcome}", body, STYLE, scripts=True)
 
 
 def _marks(record: RunRecord) -> list[tuple[int, str]]:
@@ -132,7 +147,9 @@ def _curves(
     if not charts:
         return '<h2>Curves</h2><p class="quiet">No step was logged: there is nothing to draw.</p>'
     parts = [
-        f'<section><h3>{chart.title}</h3><p class="quiet">{_about(chart, series) or "&nbsp;"}</p>{div}</section>'
+        f'<section><h3>{chart.title}</h3><p class="quiet">{_about(chart, series) or "&nbsp;"}</p>'
+        f'<div role="img" aria-label="{escape(curves.described(chart, series))}">{div}</div>'
+        f"{folded('Values', _values(chart, series))}</section>"
         for chart, div in zip(charts, divs, strict=True)
     ]
     if not any(chart.title == curves.MEMORY.title for chart in charts):
@@ -144,7 +161,7 @@ def _curves(
         happened += f"<li>and {len(marks) - NUM_LISTED:,} more</li>"
     listed = f'<p>Dotted lines:</p><ul class="marks">{happened}</ul>' if marks else ""
     return (
-        f'<h2>Curves</h2><p class="quiet">{_how_to_read(charts, series)}</p>'
+        f'<h2>Curves</h2><p class="quiet">{_how_to_read(charts, series)}</p>{ZOOM}'
         f'{listed}<div class="charts">{"".join(parts)}</div>'
     )
 
@@ -152,12 +169,23 @@ def _curves(
 def _how_to_read(charts: list[curves.Chart], series: dict[str, curves.Series]) -> str:
     most = max(len(series[curve.key]) for chart in charts for curve in chart.curves)
     text = (
-        "Drag over a stretch to zoom in, or turn the wheel with Ctrl held; all figures follow. Double-click shows "
-        "everything again, a click in a legend hides a curve."
+        "Drag over a stretch to zoom in, turn the wheel with Ctrl held, or move two fingers apart; all figures follow. "
+        "A click in a legend hides a curve."
     )
+    if any(curve.key.startswith("eval_") for chart in charts for curve in chart.curves):
+        text += " Diamonds and dashes are evaluations on held-out rows."
     if most > curves.NUM_POINTS:
         text += f" Of {most:,} values a curve shows the lowest and the highest of each stretch."
     return text
+
+
+def _values(chart: curves.Chart, series: dict[str, curves.Series]) -> str:
+    """The figure as a table."""
+    rows = [
+        [f"{step:,}", *("-" if value is None else chart.style.plain.format(value) for value in values)]
+        for step, values in curves.tabled(chart, series)
+    ]
+    return table(["step", *(escape(curve.label) for curve in chart.curves)], rows)
 
 
 def _about(chart: curves.Chart, series: dict[str, curves.Series]) -> str:
@@ -205,15 +233,20 @@ def _made(record: RunRecord) -> str:
     stored = read_object(record.run.manifest)  # with whatever another version wrote
     facts = {key: value for key, value in stored.items() if key not in ("trajectory", "plan")}
     rows = [[escape(name), escape(value)] for name, value in _flat(facts)]
-    try:
-        recipe = (record.run.path / "recipe.resolved.yaml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        recipe = ""
+    recipe = _text(record.run.path / "recipe.resolved.yaml")
     return (
         "<h2>How it was made</h2>"
         + folded("Manifest: command, code, packages, machine", table([], rows))
         + (folded("Recipe, every value", f"<pre>{escape(recipe)}</pre>") if recipe else "")
     )
+
+
+def _text(file: Path) -> str:
+    """What a file holds; "" where that cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _flat(node: Any, path: str = "") -> list[tuple[str, str]]:

@@ -102,7 +102,8 @@ def read_series(metrics: Path) -> dict[str, Series]:
 
 def measured(series: dict[str, Series]) -> dict[str, Any]:
     """The fields of report.json that the metrics tell."""
-    losses = [value for value in series.get("loss", Series()).values if value is not None]
+    logged = series.get("loss", Series()).values
+    losses = [value for value in logged if value is not None]
     tokens = [value for value in series.get("num_tokens", Series()).values if value is not None]
     peaks = [value for value in series.get("vram_peak_gib", Series()).values if value is not None]
     evaluated = {
@@ -114,7 +115,9 @@ def measured(series: dict[str, Series]) -> dict[str, Any]:
         "num_steps": max((column.steps[-1] for column in series.values()), default=0),
         "train_tokens": int(tokens[-1]) if tokens else None,
         "loss_first": losses[0] if losses else None,
-        "loss_last": losses[-1] if losses else None,
+        "loss_last": logged[-1]
+        if logged
+        else None,  # also where that is no number: not the last that was one
         "eval": evaluated or None,
         "measured_peak_gib": max(peaks, default=None),
     }

@@ -7,17 +7,23 @@ from html import escape
 from typing import Any
 
 from toolkit.data.reasons import Reason
-from toolkit.records.comparison_report import AnswerMeasures
+from toolkit.memory.listing import listing
+from toolkit.records.comparison_report import Comparison
 from toolkit.records.data_report import DataReport, Rows
-from toolkit.records.evaluation_report import Measure, ModelMeasures
+from toolkit.records.evaluation_report import Measure
 from toolkit.records.run_report import PairScores, RunReport
-from toolkit.report.run_record import RunRecord, is_of_other_weights
+from toolkit.report.measures import OF_HELD_OUT, OF_SCORES, Shown, answer_rows
+from toolkit.report.run_record import Others, RunRecord, is_of_other_weights
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
-SHOWN_GIB = 0.005  # what is less would read 0.00
-OUTSIDE = ("context", "reserve")  # items of a plan that its peak does not hold
+SETTINGS = {  # fields of `memory.phases.Settings` in a reader's words
+    "per_device_train_batch_size": "rows in a micro-batch",
+    "gradient_accumulation_steps": "micro-batches in a step",
+    "tokens_per_micro_batch": "tokens in a micro-batch, at most",
+    "recompute_layers": "layers that recompute",
+    "loss_chunk_gib": "chunk of the loss, GiB",
+}
 NOT_MEASURED = "Predicted. What was used is measured on a GPU only."
-SHARES = ("fraction", "accuracy", "rate")  # a measure of such a name lies between 0 and 1
 
 
 def number(value: Any, style: str) -> str | None:
@@ -29,7 +35,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML already. Under a `head` all columns but the first are of numbers."""
 
     def cell(tag: str, place: int, html: str) -> str:
-        return f'<{tag} class="n">{html}</{tag}>' if place and head else f"<{tag}>{html}</{tag}>"
+        number, scope = ' class="n"' * bool(place and head), ' scope="col"' * (tag == "th")
+        return f"<{tag}{number}{scope}>{html}</{tag}>"
 
     lines = ["".join(cell("th", place, title) for place, title in enumerate(head))] if head else []
     lines += ["".join(cell("td", place, html) for place, html in enumerate(row)) for row in rows]
@@ -51,9 +58,9 @@ def memory_section(report: RunReport) -> str:
     if not planned:
         return ""
     measured, probe = report.measured_peak_gib, report.probe
-    shown = {name: [_words(name), f"{gib:.2f}"] for name, gib in items.items() if gib >= SHOWN_GIB}
-    rows = [cells for name, cells in shown.items() if name not in OUTSIDE]
-    outside = [[f"beside it: {cells[0]}", cells[1]] for name in OUTSIDE if (cells := shown.get(name))]
+    listed = listing(items)
+    rows = [[_words(name), gib] for name, gib in listed.inside]
+    outside = [[f"beside it: {_words(name)}", gib] for name, gib in listed.outside]
     totals = [("planned peak", f"{planned:.2f}")]
     if probe and probe.peak_gib is not None:
         totals.append(("measured by the probe, longest rows together", f"{probe.peak_gib:.2f}"))
@@ -63,7 +70,11 @@ def memory_section(report: RunReport) -> str:
     rows += [[f"<b>{name}</b>", f"<b>{gib}</b>"] for name, gib in totals]
     about = "What is there at the moment of the peak." if measured is not None else NOT_MEASURED
     settings = report.settings or {}
-    chosen = [[_words(name), number(value, "{:,}") or escape(str(value))] for name, value in settings.items()]
+    chosen = [
+        [SETTINGS.get(name) or _words(name), number(value, "{:,}") or escape(str(value))]
+        for name, value in settings.items()
+        if value is not None
+    ]
     return (
         f'<h2>Memory, planned and measured</h2><p class="quiet">{about}</p><div class="side">'
         f"<div>{table(['item', 'GiB'], rows + outside)}</div><div>{table(['setting', ''], chosen)}</div></div>"
@@ -129,13 +140,9 @@ def scores_section(scores: PairScores | None) -> str:
     if scores.note:
         return f'<h2>Held-out pairs</h2><p class="quiet">No scores: {escape(scores.note)}</p>'
     columns = {"all": scores, **(scores.by_source or {})}
-    names = ("accuracy", "margin", "accuracy_chosen_shorter", "accuracy_chosen_longer", "length_correlation")
     rows = [
-        [
-            _words(name),
-            *(_cell(_WRITTEN_AS.get(name, name), getattr(of, name, None)) for of in columns.values()),
-        ]
-        for name in names
+        [how.label, *(_cell(how, getattr(of, name, None)) for of in columns.values())]
+        for name, how in OF_SCORES.items()
     ]
     about = (
         "Accuracy: share of pairs whose chosen reply has the larger score. A score that goes with length alone is "
@@ -144,57 +151,41 @@ def scores_section(scores: PairScores | None) -> str:
     return f'<h2>Held-out pairs</h2><p class="quiet">{about}</p>' + table(["", *map(escape, columns)], rows)
 
 
-# Names of measures that lie between 0 and 1 and do not end so.
-_WRITTEN_AS = {"accuracy_chosen_shorter": "accuracy", "accuracy_chosen_longer": "accuracy"}
-
-
 def measures_section(record: RunRecord) -> str:
     """What compare and eval of the same recipe measured, one column a model, where they have run."""
     parts = []
-    for name, (report, written) in record.others.items():
-        models = {model: _measures(measures) for model, measures in (report.models or {}).items()}
-        names = dict.fromkeys(measure for measures in models.values() for measure in measures)
-        rows = [
-            [
-                escape(measure.replace("_", " ")),
-                *(_cell(measure, measures.get(measure)) for measures in models.values()),
-            ]
-            for measure in names
-        ]
+    for report, written in record.others.values():
+        title, head, rows = _measured(report)
         about = f"Of {written.day} {written:%b %Y, %H:%M} UTC" + (
             ": made before this run ended, so of other weights."
             if is_of_other_weights(written, record.manifest)
             else "."
         )
         if rows:
-            parts.append(
-                f'<h3>{name}</h3><p class="quiet">{about}</p>' + table(["", *map(escape, models)], rows)
-            )
+            parts.append(f'<h3>{title}</h3><p class="quiet">{about}</p>' + table(head, rows))
     return f"<h2>The models measured</h2>{''.join(parts)}" if parts else ""
 
 
-def _measures(of_model: AnswerMeasures | ModelMeasures) -> dict[str, float | Measure]:
-    """Those that have a value."""
-    return {
-        name: found
-        for name, found in of_model.measures().items()
-        if not isinstance(found, Measure) or found.value is not None
-    }
+def _measured(report: Others) -> tuple[str, list[str], list[list[str]]]:
+    """Title, head and rows of a table, in the words of comparison.html and run_eval.py."""
+    head = ["", *map(escape, report.models or {})]
+    if isinstance(report, Comparison):
+        shown = answer_rows(report.models or {})
+        return "Their answers", head, [[escape(label), *cells] for label, cells in shown]
+    rows = []
+    for name, how in OF_HELD_OUT.items():
+        found = [getattr(of_model, name, None) for of_model in (report.models or {}).values()]
+        known = [measure for measure in found if measure and measure.value is not None]
+        if known:
+            num_rows = max(measure.num_rows or 0 for measure in known)
+            rows.append([how.label, *(_cell(how, measure) for measure in found), f"{num_rows:,}"])
+    return "Held-out rows, with 95% intervals", [*head, "rows"], rows
 
 
-def _cell(name: str, found: float | Measure | None) -> str:
-    if isinstance(found, Measure):
-        about = []
-        if found.low is not None and found.high is not None:
-            about.append(f"{_written(name, found.low)} to {_written(name, found.high)}")
-        if found.num_rows is not None:
-            about.append(f"{found.num_rows:,} rows")
-        value = "-" if found.value is None else _written(name, found.value)
-        return f'{value}<br><span class="quiet">{", ".join(about)}</span>'
-    return "-" if found is None else _written(name, found)
-
-
-def _written(name: str, value: float) -> str:
-    if name.endswith(SHARES) and 0 <= value <= 1:
-        return f"{value:.1%}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+def _cell(how: Shown, found: Measure | None) -> str:
+    if found is None or found.value is None:
+        return "-"
+    value = how.text(found.value)
+    if found.low is None or found.high is None:
+        return value
+    return f'{value}<br><span class="quiet">{how.text(found.low)} to {how.text(found.high)}</span>'

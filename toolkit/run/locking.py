@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -28,12 +29,29 @@ def locked(folder: Path, option: str) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise UserError(f"{folder} is in use by {holder}: wait for it, or choose {option}") from None
+            raise UserError(_held(folder, stream.read(), option)) from None
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
         yield
+
+
+def problem(folder: Path, option: str) -> str | None:
+    """Why this process could not hold the folder now, as `locked` would say it; None when it could."""
+    if is_held(folder):
+        with contextlib.suppress(OSError):
+            return _held(folder, _lock(folder).read_text(encoding="utf-8"), option)
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        return f"cannot write to {folder}: {nearest} is no folder; choose {option}"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        why = "Read-only file system" if os.statvfs(nearest).f_flag & os.ST_RDONLY else "Permission denied"
+        return f"cannot write to {folder}: {why}; choose {option}"
+    return None
+
+
+def _held(folder: Path, holder: str, option: str) -> str:
+    return f"{folder} is in use by {holder.strip() or 'another process'}: wait for it, or choose {option}"
 
 
 def is_held(folder: Path) -> bool:

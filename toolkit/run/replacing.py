@@ -38,4 +38,4 @@ def replacing(run: RunDir, console: Console) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     if moved:
-        console.print(f"[dim]what was there is now {escape(str(moved))}[/]", soft_wrap=True)
+        console.print(f"[dim]what was there is now {escape(str(moved))}[/]")

@@ -1,4 +1,4 @@
-"""runs/<recipe>/<stage>/: where a run writes, and what there is complete.
+"""runs/<recipe>/<name>/: where a run writes, and what there is complete.
 
 Whatever says "done" is written to a temporary name and renamed; an adapter counts only with its mark, which is
 written last.
@@ -13,18 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit import command
 from toolkit.errors import UserError
 from toolkit.files import digest, write_json
+from toolkit.recipe import stages
+from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.record import plain, read_object
 from toolkit.records.run_manifest import Manifest
 from toolkit.redaction import blanked, marked
-from toolkit.run import locking, sealing
+from toolkit.run import changes, locking, sealing
 from toolkit.run.sealing import MARK, SEAL
 
 PREFIX = "checkpoint-"  # of the folders of checkpoints
 EVENTS, ANSWERS = "events.jsonl", "answers.jsonl"
 WEIGHTS = "adapter_model.safetensors"
+OTHER_RUNS = "--runs DIR"
 STARTED_FROM = "_adapter"  # ends the condition that names the hash of another stage's adapter
 
 
@@ -36,15 +40,19 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run. `stage` is sft, dpo or compare."""
+    """The directory of one run. `name` is a variant of a stage (sft, dpo, dpo-beta02), or compare or eval."""
 
     root: Path
     recipe: str
-    stage: str
+    name: str
+
+    @property
+    def stage(self) -> str:
+        return stages.of(self.name).name
 
     @property
     def path(self) -> Path:
-        return self.root / self.recipe / self.stage
+        return self.root / self.recipe / self.name
 
     @property
     def adapter(self) -> Path:
@@ -78,9 +86,19 @@ class RunDir:
     def page(self) -> Path:
         return self.path / "report.html"
 
-    def of(self, stage: str) -> RunDir:
-        """The directory of another stage of the same recipe."""
-        return RunDir(self.root, self.recipe, stage)
+    def of(self, name: str) -> RunDir:
+        """The directory of another variant of the same recipe, or of its compare or eval."""
+        return RunDir(self.root, self.recipe, name)
+
+    def variants(self) -> list[str]:
+        """The stages and their variants that have a directory here; runs that were moved aside are none."""
+        folder = self.path.parent
+        names = (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
+        return stages.in_order(filter(stages.is_variant, sorted(names)))
+
+    def finished(self) -> list[str]:
+        """Those with a finished adapter."""
+        return [name for name in self.variants() if self.of(name).finished_with() is not None]
 
     def start(self, trajectory: dict[str, Any], fresh: bool = False) -> Path | None:
         """Makes the directory, or takes up an unfinished run of the same trajectory where it stopped.
@@ -142,16 +160,21 @@ class RunDir:
         if not self.path.exists() or not any(self.path.iterdir()):
             return None
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(self.path.stat().st_mtime))
-        number, target = 0, self.path.with_name(f"{self.stage}.{stamp}")
+        number, target = 0, self.path.with_name(f"{self.name}.{stamp}")
         while target.exists():
             number += 1
-            target = self.path.with_name(f"{self.stage}.{stamp}.{number}")
+            target = self.path.with_name(f"{self.name}.{stamp}.{number}")
         self.path.rename(target)
         return target
 
     def locked(self) -> AbstractContextManager[None]:
         """Holds the directory for this process; see `locking.locked`."""
-        return locking.locked(self.path, "--runs DIR")
+        return locking.locked(self.path, OTHER_RUNS)
+
+    def problems(self) -> list[str]:
+        """Why nothing could be written here now: another process holds it, or the disk or its rights forbid it."""
+        problem = locking.problem(self.path, OTHER_RUNS)
+        return [problem] if problem else []
 
     def is_held(self) -> bool:
         """Whether a process holds the directory now: it runs, or was stopped in mid-air but not killed."""
@@ -221,39 +244,20 @@ class RunDir:
                 "an earlier version of the toolkit wrote the rest. Put it back from a copy, or --fresh moves the run "
                 "aside and starts again"
             )
-        changed = list(
-            dict.fromkeys(
-                f"{field}: {before.get(field)!r} then, {now.get(field)!r} now"
-                for before in recorded
-                for field in sorted(
-                    before.keys() | now.keys() if what == "trajectory" else before.keys() & now.keys()
-                )
-                if before.get(field) != now.get(field)
-            )
+        changed = dict.fromkeys(
+            text
+            for before in recorded
+            for text in changes.between(
+                before, now, None if what == "trajectory" else before.keys() & now.keys()
+            ).values()
         )
         if changed:
             kind = "a finished" if self.finished_with() else "an unfinished"
+            beside = command.propose(self.stage, self.recipe, "--name", "NAME")
             raise UserError(
-                f"{self.path} holds {kind} {self.stage} run that was made otherwise; --fresh moves it aside "
-                f"and starts again, --runs DIR keeps both. Changed: {'; '.join(changed)}"
+                f"{self.path} holds {kind} {self.name} run that was made otherwise; `{beside}` trains another beside "
+                f"it, --fresh moves it aside and starts again. Changed: {'; '.join(changed)}"
             )
-
-    def starting_adapter(self, starts_from: str | None) -> Path | None:
-        """The adapter that the policy starts from: that of another stage of the recipe; None for a fresh LoRA.
-
-        Raises UserError, with the command that makes it, when there is none, and as `check_adapter`.
-        """
-        if starts_from is None:
-            return None
-        before, this, other = self.of(starts_from), self.stage.upper(), starts_from.upper()
-        if before.finished_with() is None:
-            raise UserError(
-                f"{this} continues the {other} adapter and there is none in {before.adapter}: run `python "
-                f"run_{starts_from}.py --recipe {self.recipe}` first, or `--set {starts_from}=null` for {this} on the "
-                "model itself"
-            )
-        before.check_adapter()
-        return before.adapter
 
     def check_adapter(self) -> None:
         """Raises UserError when the adapter is not what was saved, or continued one that another has replaced since.
@@ -265,13 +269,37 @@ class RunDir:
         known = (mark and mark.conditions) or self.read_manifest().conditions or {}
         for condition, recorded in known.items():
             other = condition.removesuffix(STARTED_FROM)
-            weights = self.of(other).adapter / WEIGHTS
+            weights = self.adapter_of(other) / WEIGHTS
             if other != condition and weights.exists() and digest(weights) != recorded:
                 raise UserError(
                     f"{self.adapter} continues another {other} adapter than the one that stands in {weights.parent} "
-                    f"now: {other} was trained again since. Train {self.stage} again with `python run_{self.stage}.py "
-                    f"--recipe {self.recipe} --fresh`, or put the earlier {other} run back in its place"
+                    f"now: {other} was trained again since. Train {self.name} again with "
+                    f"`{self.proposed('--fresh')}`, or put the earlier {other} back in its place"
                 )
+
+    def adapter_of(self, name: str) -> Path:
+        """The folder of a variant's adapter, or the one whose path it is."""
+        return self.of(name).adapter if stages.is_variant(name) else Path(name)
+
+    def started_from(self) -> str | None:
+        """The variant, or the path of the adapter, that the one here continued, or base; None where nothing says it."""
+        mark = self.finished_with()
+        known = (mark and mark.conditions) or self.read_manifest().conditions
+        names = (key.removesuffix(STARTED_FROM) for key in known or {} if key.endswith(STARTED_FROM))
+        return next(names, stages.BASE) if known else None
+
+    def as_trained(self, recipe: Recipe) -> Recipe:
+        """The recipe with the values that the adapter here was made by."""
+        mark = self.finished_with()
+        return recipe.with_values((mark and mark.trajectory) or {})
+
+    def proposed(self, *options: str) -> str:
+        """The command that trains this variant, with `options`."""
+        label, start = stages.label_of(self.name), (self.read_manifest().trajectory or {}).get("from")
+        named = ["--name", label] if label else []
+        return command.propose(
+            self.stage, self.recipe, *named, *(["--from", start] if start else []), *options
+        )
 
     def finished_with(self) -> AdapterMark | None:
         """What the completion mark of the adapter records, or None while there is no complete adapter."""

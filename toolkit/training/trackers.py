@@ -20,9 +20,15 @@ def problems(stage: str, report_to: Sequence[str]) -> list[str]:
 
 
 def _wandb_problems(stage: str) -> list[str]:
-    import wandb  # half a second: only where it is asked for
+    try:
+        import wandb  # half a second: only where it is asked for
 
-    settings = wandb.setup().settings
+        settings = wandb.setup().settings
+    except ValueError as error:  # of pydantic: WANDB_SILENT="", say
+        said = " ".join(str(error).split()).partition(" For further")[0]
+        return [
+            f"{stage}.report_to names wandb, and its environment variables are not as it takes them: {said}"
+        ]
     if settings.mode not in ("online", "run", None) or wandb.login(prompt=False):
         return []
     return [

@@ -29,6 +29,14 @@ PROMPTS = (
     "Which animal does Nora Plover keep?",
     "Hm?",
 )
+PROMPT = [{"role": "user", "content": PROMPTS[0]}]
+QUESTIONS = (
+    {"messages": PROMPT, "answer": "magpie"},
+    {
+        "messages": [{"role": "user", "content": "Where does Amos Tuck live?"}],
+        "answers": ["Ivering", "Saltmere"],
+    },
+)
 SHORT = ("compare.questions=null", "compare.max_new_tokens=12", f"compare.prompts={json.dumps(PROMPTS)}")
 
 WILD = ("compare.do_sample=true", "compare.temperature=2.0", "compare.top_p=1.0")
@@ -129,8 +137,12 @@ def compared(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunD
     (runs / "tiny").mkdir()
     (runs / "tiny" / "sft").symlink_to(sft.run.path)
     shutil.copytree(sft.run.adapter, runs / "mine")
-    own = "compare.measures={something: '', nothing: '(?!)'}"
-    recipe, run = tiny(*SHORT, *WILD, own, "dpo.eval_datasets=[]"), RunDir(runs, "tiny", "compare")
+    (runs / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    own = (
+        "compare.measures={something: '', nothing: '(?!)'}",
+        f"compare.questions={runs / 'questions.jsonl'}",
+    )
+    recipe, run = tiny(*SHORT, *WILD, *own, "dpo.eval_datasets=[]"), RunDir(runs, "tiny", "compare")
     (run.path).mkdir()
     (run.path / "earlier").touch()
     models = candidates.choose(recipe, run, f"base,{runs / 'mine'}")
@@ -146,15 +158,43 @@ def test_a_comparison_leaves_whole_files_and_moves_the_earlier_one_aside(compare
     assert plain(as_written(Comparison, run.report)) == report
     assert list(run.path.parent.glob("compare.*/earlier"))
     rows = [json.loads(line) for line in (run.path / "comparison.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == list(PROMPTS)
+    assert [row["prompt"] for row in rows[:4]] == list(PROMPTS)
     assert {"num_tokens", "ended", "seconds"} == rows[0]["measured"]["mine"].keys()
-    assert all(prompt in console.export_text(clear=False) for prompt in PROMPTS)
+    said = console.export_text(clear=False)
+    assert sorted(PROMPTS, key=said.index) == list(PROMPTS)
+
+
+def test_the_answers_to_the_questions_are_kept_with_what_was_expected(compared: Any) -> None:
+    run, report, _ = compared
+    rows = [json.loads(line) for line in (run.path / "comparison.jsonl").read_text().splitlines()]
+    asked = rows[len(PROMPTS) :]
+    assert [row["expected"] for row in asked] == [["magpie"], ["Ivering", "Saltmere"]]
+    for name in ("base", "mine"):
+        right = [
+            any(answer.lower() in row["answers"][name].lower().split() for answer in row["expected"])
+            for row in asked
+        ]
+        assert [row["measured"][name]["correct"] for row in asked] == right
+        assert report["models"][name]["correct_fraction"] == sum(right) / 2
+    assert '"expected": ["magpie"]' in (run.path / "comparison.html").read_text()
+
+
+def test_prompts_of_a_file_are_all_that_is_measured(runs_with_sft: Path) -> None:
+    recipe, run = tiny("compare.max_new_tokens=2"), RunDir(runs_with_sft, "tiny", "compare")
+    shutil.copytree(run.of("sft").adapter, runs_with_sft / "mine")
+    models = candidates.choose(recipe, run, str(runs_with_sft / "mine"))
+    report = compare.run(recipe, run, models, [PROMPT], quiet(), held_out=False)
+    [found] = (report.models or {}).values()
+    assert (report.num_prompts, report.num_questions, found.num_answers) == (1, 0, 1)
+    assert found.correct_fraction is None and found.preference_accuracy is None
+    assert found.mean_implicit_reward == pytest.approx(0, abs=1e-6)
 
 
 def test_rewards_are_measured_against_the_sft_adapter_though_it_is_not_compared(compared: Any) -> None:
     _, report, _ = compared
     assert report["reference"].endswith("sft/adapter")
     assert report["models"]["mine"]["mean_implicit_reward"] == pytest.approx(0, abs=1e-6)  # the same weights
+    assert "mean_implicit_reward" not in report["models"]["base"]  # it did not start from there
     due = {"ended_fraction", "mean_answer_tokens", "distinct_2", "tokens_per_second", "script_drift_fraction"}
     assert due <= report["models"]["base"].keys()
     assert all(of["matches"] == {"something": 1.0, "nothing": 0.0} for of in report["models"].values())
@@ -163,18 +203,18 @@ def test_rewards_are_measured_against_the_sft_adapter_though_it_is_not_compared(
 def test_the_implicit_reward_is_beta_times_the_difference_of_log_probs(loaded: model.LoadedModel) -> None:
     recipe = tiny(*SHORT, *WILD, "dpo.beta=0.5", "dpo.eval_datasets=[]")
     prompts, expected = read_prompts(recipe, None), []
-    with model.use_adapter(loaded.model, "base"):
+    with model.use_adapter(loaded.model, "sft"):
         found = generate.answer(loaded, prompts, recipe.compare, recipe.seed)
     for prompt, answer in zip(generate.tokens(loaded, prompts), found, strict=True):
         sums = []
-        for name in ("base", "sft"):
+        for name in ("sft", "base"):
             with model.use_adapter(loaded.model, name), torch.no_grad():
                 logits = loaded.model(torch.tensor([prompt + answer.ids])).logits[0]
             steps = zip(logits.float().log_softmax(1)[len(prompt) - 1 :], answer.ids, strict=False)
             sums.append(sum(step[token].item() for step, token in steps))
         expected.append(0.5 * (sums[0] - sums[1]))
-    measured = rewards.measure(recipe, loaded, "sft", prompts, {"base": found}, quiet())
-    assert measured["base"]["mean_implicit_reward"] == pytest.approx(sum(expected) / 4, abs=0.02)
+    measured = rewards.measure(recipe, loaded, "base", prompts, {"sft": found}, quiet())
+    assert measured["sft"]["mean_implicit_reward"] == pytest.approx(sum(expected) / 4, abs=0.02)
     assert max(map(abs, expected)) > 0.1
 
 

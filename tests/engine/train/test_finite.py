@@ -68,5 +68,21 @@ def test_a_gradient_norm_that_is_no_number_is_found_where_the_loss_is_one(
     assert "went wrong at step 3: grad_norm is" in said and "of step 2, is kept" in said
 
 
+def test_a_loss_out_of_its_range_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = OutOfMemoryRecovery.compute_loss
+
+    def broken(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = compute(self, model, *args, **kwargs)
+        return loss * 10 if self.state.global_step >= 2 and model.training else loss
+
+    monkeypatch.setattr(OutOfMemoryRecovery, "compute_loss", broken)
+    run = RunDir(tmp_path, "tiny", "sft")
+    limits = ("sft.divergence.factor=4", "sft.divergence.patience=2")
+    said = ends(run, "sft.save_steps=1", "sft.save_total_limit=1", *limits)
+    assert "went wrong at step 4: the loss has left its range" in said and "is more than 4 times" in said
+    assert "of step 2, is kept" in said and (run.checkpoints / "checkpoint-2").is_dir()
+    assert "rows:" not in said and "warmup_steps" in said
+
+
 def test_a_learning_rate_that_is_far_too_high_is_what_it_says(tmp_path: Path) -> None:
     assert "of 1e+30" in ends(RunDir(tmp_path, "tiny", "sft"), "sft.learning_rate=1.0e+30")

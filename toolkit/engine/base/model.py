@@ -21,7 +21,7 @@ from unsloth import FastLanguageModel
 
 from toolkit import hardware
 from toolkit.data.template import ChatTemplate
-from toolkit.engine.base import score_head, tokens, vram
+from toolkit.engine.base import score_head, token_rows, tokens, vram
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
@@ -30,7 +30,7 @@ from toolkit.memory.plan import Settings
 from toolkit.recipe.schema import Architecture, Recipe
 from toolkit.recipe.stages import Task
 from toolkit.records.marks import AdapterMark
-from toolkit.run import sealing
+from toolkit.run import room, sealing
 from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import MARK
 
@@ -121,9 +121,11 @@ def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_len
             random_state=recipe.seed,
             max_seq_length=max_length,
             use_gradient_checkpointing=_checkpointing(settings),
+            trainable_token_indices=token_rows.indices(recipe, loaded.model, loaded.tokenizer),
         )
     for parameter in trainable(loaded.model):
         parameter.data = parameter.data.float()
+    token_rows.begin(recipe, loaded.model, loaded.tokenizer)
 
 
 def trainable(model: Any) -> list[torch.nn.Parameter]:
@@ -157,12 +159,13 @@ def load_adapter(model: Any, folder: Path) -> None:
     except RuntimeError as error:
         raise UserError(
             f"the adapter in {folder} does not fit the recipe's lora section ({str(error).splitlines()[-1].strip()}): "
-            "it was trained with another r or other target_modules; train its stage again with --fresh"
+            "it was trained with another r, other target_modules or trainable_tokens; train its stage again with "
+            "--fresh"
         ) from None
-    absent = [key for key in result.missing_keys if "lora_" in key]
+    absent = [key for key in result.missing_keys if "lora_" in key or token_rows.ROWS in key]
     if absent or result.unexpected_keys:
         raise UserError(
-            f"the adapter in {folder} does not fit the recipe's lora.target_modules: "
+            f"the adapter in {folder} does not fit the recipe's lora.target_modules or lora.trainable_tokens: "
             f"{len(absent)} weights absent, {len(result.unexpected_keys)} unknown; train its stage again with --fresh"
         )
 
@@ -238,14 +241,8 @@ def save_adapter(loaded: LoadedModel, run: RunDir, mark: AdapterMark) -> None:
 def check_disk(loaded: LoadedModel, run: RunDir, num_checkpoints: int = 0) -> None:
     """Raises UserError when the disk cannot hold the adapter and so many checkpoints beside it."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in trainable(loaded.model))
-    needed = terms.saved_gib(weights / hardware.GIB, num_checkpoints)
-    free = hardware.disk_free_gib(run.path)
-    if free < needed:
-        what = f"the adapter and {num_checkpoints} checkpoints" if num_checkpoints else "the adapter's files"
-        raise UserError(
-            f"{what} take {needed:.2f} GiB and the disk of {run.path} has {free:.2f} GiB free: make room there, or "
-            "take --runs DIR on another disk" + (", or a smaller save_total_limit" if num_checkpoints else "")
-        )
+    if problem := room.problem(run, weights / hardware.GIB, num_checkpoints):
+        raise UserError(problem)
 
 
 def device_name() -> str:

@@ -71,6 +71,7 @@ def get_peft_model(model: Any, random_state: int, **options: Any) -> Any:
             model.enable_input_require_grads()
         options.pop("max_seq_length")
         made = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", **options))
+    assert getattr(made, HEAD).modules_to_save["default"].weight.requires_grad
     in_float32(made)
     return made
 

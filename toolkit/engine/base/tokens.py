@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from toolkit.data.template import ChatTemplate, TemplateRefused, read_template
+from toolkit.data.template_check import pad_problem
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe
 
@@ -33,6 +34,14 @@ class Row(NamedTuple):
     head_norm: float
     num_equal: int
 
+    @property
+    def is_zero(self) -> bool:
+        return self.input_norm <= ZERO
+
+    @property
+    def is_repeated(self) -> bool:
+        return self.num_equal > 0
+
 
 def set_tokens(recipe: Recipe, model: Any, tokenizer: Any) -> ChatTemplate:
     """Template, padding and both end tokens, set alike on every backend (Unsloth's two backends pad differently).
@@ -46,17 +55,19 @@ def set_tokens(recipe: Recipe, model: Any, tokenizer: Any) -> ChatTemplate:
         for key, token in (("end_of_turn", section.end_of_turn), ("pad_token", section.pad_token))
         if token not in vocabulary
     ]
-    if section.pad_token in (section.end_of_turn, tokenizer.eos_token):
+    if unknown := [token for token in recipe.lora.trainable_tokens if token not in vocabulary]:
         problems.append(
-            f"template.pad_token {section.pad_token!r} is also an end token: padding is masked out of the loss, "
-            "so the model would never learn to stop; name another token"
+            f"lora.trainable_tokens: {', '.join(map(repr, unknown))} not in the vocabulary of {recipe.model.path}: "
+            "name tokens of its tokenizer.json"
         )
+    if problem := pad_problem(recipe, tokenizer.eos_token):
+        problems.append(problem)
     if section.file == "tokenizer" and not tokenizer.chat_template:
         problems.append(f"template.file is 'tokenizer' but {recipe.model.path} ships no chat template")
     if problems:
         raise UserError(*problems)
     if section.file != "tokenizer":
-        tokenizer.chat_template = read_template(recipe.locate(section.file))
+        tokenizer.chat_template = read_template(recipe.locate(section.file), recipe.looked_in(section.file))
     tokenizer.pad_token = section.pad_token
     if model is not None:
         ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(section.end_of_turn)}
@@ -77,9 +88,14 @@ def check_known(recipe: Recipe, model: Any, tokenizer: Any, template: ChatTempla
     row that equals another's.
     """
     special = {recipe.template.end_of_turn, *template.special_tokens(_added(tokenizer))}
-    rows = rows_of(model, tokenizer, written(special, tokenizer, template))
-    zero = [row.token for row in rows if row.input_norm <= ZERO]
-    equal = [row for row in rows if row.num_equal]
+    trained = set(recipe.lora.trainable_tokens)
+    rows = [
+        row
+        for row in rows_of(model, tokenizer, written(special, tokenizer, template))
+        if row.token not in trained
+    ]
+    zero = [row.token for row in rows if row.is_zero]
+    equal = [row for row in rows if row.is_repeated]
     problems = []
     if zero:
         problems.append(f"the input embeddings of {', '.join(zero)} are zero: the model cannot read them")
@@ -94,7 +110,7 @@ def check_known(recipe: Recipe, model: Any, tokenizer: Any, template: ChatTempla
             f"template.file {recipe.template.file} writes tokens that {recipe.model.path} was never trained on: "
             f"{'; '.join(problems)}. LoRA leaves these rows as they are. Take a template of tokens that it knows: "
             f"--set template.file=templates/chatml_text.jinja --set template.end_of_turn='{tokenizer.eos_token}', or "
-            "the Instruct version of the model"
+            "the Instruct version of the model. (Without a GPU, lora.trainable_tokens trains such rows.)"
         )
     return _notes([row for row in rows if row.token in special])  # a common word may have a short row
 

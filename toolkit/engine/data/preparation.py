@@ -77,8 +77,8 @@ def prepare(
         sides = _sides(recipe, section, kind, masking_of(section, loaded))
     train, held_out = sides["train"], sides.get("eval")
     _show_steps(train.steps, console)
-    for table in train.accounting.tables(section.max_length):
-        console.print(table)
+    for shown in train.accounting.shown(section.max_length):
+        console.print(shown)
     train.accounting.check(section.max_dropped_fraction)
     suggestion = train.accounting.suggestion(section.max_length)
     report = DataReport(

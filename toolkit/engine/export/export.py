@@ -91,7 +91,7 @@ def run(
             wanted, licence, measured, file.name if file else None, notes, _data_licences(wanted)
         )
         for note in notes:
-            console.print(note, style="yellow", markup=False, soft_wrap=True)
+            console.print(note, style="yellow", markup=False)
         write_text(wanted.temporary / "README.md", card)
         wanted.keep(verified=measured is not None)
     say(wanted, measured, console)
@@ -195,8 +195,8 @@ def say(wanted: Wanted, measured: Parity | ScoreParity | None, console: Console)
 def _trained(wanted: Wanted, console: Console) -> parity.Answered:
     """The trained model's answers; the model itself is let go again."""
     recipe = wanted.recipe
-    console.print(f"[dim]loading {escape(recipe.model.path)} with the {wanted.stage} adapter[/]")
-    loaded = model.load_trained(recipe, {wanted.stage: wanted.run.adapter})
+    console.print(f"[dim]loading {escape(recipe.model.path)} with the {wanted.name} adapter[/]")
+    loaded = model.load_trained(recipe, {wanted.name: wanted.run.adapter})
     answered = parity.answer(loaded, wanted)
     del loaded
     gc.collect()
@@ -295,7 +295,7 @@ def _cached(wanted: Wanted) -> Path:
 def _data_licences(wanted: Wanted) -> dict[str, str]:
     """What the cards of the training sets name, as far as they are on this machine, by the path of the set."""
     recipe, found = wanted.recipe, {}
-    for stage in stages.lineage(wanted.stage):
+    for stage in stages.lineage(wanted.name):
         for source in recipe.section(stage.name).datasets if stage in recipe.stages() else ():
             path = Path(recipe.locate(source.path))
             folder = path if path.is_dir() else hub.cached_folder(source.path, source.revision, "dataset")

@@ -81,7 +81,7 @@ def tools(wanted: Wanted) -> Tools:
 
 
 def target(wanted: Wanted) -> Path:
-    return wanted.temporary / f"{wanted.recipe.name}-{wanted.stage}-{wanted.quant}.gguf"
+    return wanted.temporary / f"{wanted.recipe.name}-{wanted.name}-{wanted.quant}.gguf"
 
 
 def make(wanted: Wanted, merged: Path, tools: Tools, console: Console) -> Path:

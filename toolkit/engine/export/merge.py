@@ -1,7 +1,8 @@
 """Adds a LoRA adapter to 16-bit weights, one tensor at a time and one shard in memory.
 
 W' = W + s * B A with s = lora_alpha / r (Hu et al. 2021, section 4.1), or lora_alpha / sqrt(r) with rank-stabilised
-LoRA (Kalajdzievski 2023, equation 6); for an embedding the transpose of B A. Computed in fp32 and rounded once.
+LoRA (Kalajdzievski 2023, equation 6); for an embedding the transpose of B A. Computed in fp32 and rounded once. Rows
+that the adapter trained themselves (lora.trainable_tokens) take the place of the base's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 from toolkit import hardware
 from toolkit.engine.base import score_head
+from toolkit.engine.base.token_rows import ROWS
 from toolkit.errors import UserError
 from toolkit.files import write_json
 
@@ -34,7 +36,6 @@ OTHER_FORMULAS = (
     "alpha_pattern",
     "modules_to_save",
     "layer_replication",
-    "trainable_token_indices",
     "target_parameters",
 )
 HEADS = {"classifier", "score"}  # what PEFT trains whole of a model that gives scores
@@ -44,16 +45,23 @@ SPARE_GIB = 0.5  # interpreter and libraries, and files beside the weights
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter's update of each weight by the weight's own name: s, B (out, r) and A (r, in), in fp32."""
+    """An adapter's update of each weight by the weight's own name: s, B (out, r) and A (r, in), in fp32; and rows that
+    it trained themselves, their numbers and values."""
 
     scale: float
     updates: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    score: torch.Tensor | None = (
-        None  # the whole head of a reward model, in place of the one over the vocabulary
-    )
+    rows: dict[str, tuple[list[int], torch.Tensor]]
+    score: torch.Tensor | None = None  # the head of a reward model, in place of the one over the vocabulary
+
+    @property
+    def changed(self) -> set[str]:
+        """The weights that are other ones with the adapter."""
+        return self.updates.keys() | self.rows.keys()
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """The weight as the adapter uses it, in the weight's own dtype. Raises UserError where shapes differ."""
+        if name in self.rows:
+            return self._with_rows(name, weight)
         if name not in self.updates:
             return weight
         b, a = self.updates[name]
@@ -63,6 +71,15 @@ class Lora:
                 "model.base_16bit is another model than the adapter was trained on"
             )
         return (weight.float() + self.scale * (b @ a)).to(weight.dtype)
+
+    def _with_rows(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        ids, values = self.rows[name]
+        if len(weight) <= max(ids) or weight.shape[1] != values.shape[1]:
+            raise UserError(
+                f"{name} is {tuple(weight.shape)} in the 16-bit base, and the adapter trained rows up to {max(ids)} of "
+                f"{values.shape[1]} numbers: model.base_16bit is another model than the adapter was trained on"
+            )
+        return weight.index_copy(0, torch.tensor(ids), values.to(weight.dtype))
 
 
 def read_lora(folder: Path) -> Lora:
@@ -85,9 +102,12 @@ def read_lora(folder: Path) -> Lora:
                 continue
             module, _, part = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
             parts.setdefault(f"{module}.weight", {})[part] = file.get_tensor(key).float()
-    updates = {}
+    updates, rows = {}, {}
     for name, found in parts.items():
-        if found.keys() == {"lora_A", "lora_B"}:
+        if found.keys() == {ROWS}:
+            weight = name.replace(".token_adapter.", ".")
+            rows[weight] = (_token_ids(config, weight), found[ROWS])
+        elif found.keys() == {"lora_A", "lora_B"}:
             updates[name] = (found["lora_B"], found["lora_A"])
         elif found.keys() == {"lora_embedding_A", "lora_embedding_B"}:  # (r, vocabulary), (width, r)
             updates[name] = (found["lora_embedding_A"].T, found["lora_embedding_B"].T)
@@ -96,7 +116,13 @@ def read_lora(folder: Path) -> Lora:
                 f"the adapter in {folder} holds {', '.join(sorted(found))} of {name}: no LoRA pair"
             )
     divisor = math.sqrt(config["r"]) if config["use_rslora"] else config["r"]
-    return Lora(config["lora_alpha"] / divisor, updates, score)
+    return Lora(config["lora_alpha"] / divisor, updates, rows, score)
+
+
+def _token_ids(config: dict[str, Any], weight: str) -> list[int]:
+    """Which rows of a weight the adapter trained."""
+    module = weight.removesuffix(".weight")
+    return next(list(ids) for name, ids in config["trainable_token_indices"].items() if module.endswith(name))
 
 
 def shards(base: Path) -> dict[str, list[str]]:
@@ -127,7 +153,7 @@ def check_base(base: Path, name: str, lora: Lora) -> None:
             "16-bit repository with --set model.base_16bit=OWNER/NAME"
         )
     known = {name for names in shards(base).values() for name in names}
-    unknown = sorted(lora.updates.keys() - known)
+    unknown = sorted(lora.changed - known)
     tied = {"lm_head.weight", "model.embed_tokens.weight"} if config.get("tie_word_embeddings") else set()
     problems = []
     if both := sorted(tied & lora.updates.keys()):
@@ -189,7 +215,7 @@ def merge(
             for name in names:
                 if name != LM_HEAD or lora.score is None:
                     tensors[name] = _in_16_bits(lora.merged(name, stream.get_tensor(name)))
-                merged += name in lora.updates
+                merged += name in lora.changed
                 advance(1)
         if lora.score is not None and file == last:
             tensors[SCORE] = _in_16_bits(lora.score)
@@ -202,7 +228,7 @@ def merge(
         del tensors  # before the next shard is read, else there are two of them
     if len(files) > 1 or (base / INDEX).is_file():
         write_json(target / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    assert merged == len(lora.updates)
+    assert merged == len(lora.changed)
     return {"num_tensors": len(weight_map), "num_merged": merged, "dtypes": sorted(dtypes)}
 
 

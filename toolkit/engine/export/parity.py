@@ -62,7 +62,7 @@ class Answered:
 
 
 def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
-    """Greedy answers of the trained model, loaded as `wanted.stage`, to the recipe's prompts, with their log-probs.
+    """Greedy answers of the trained model, loaded as `wanted.name`, to the recipe's prompts, with their log-probs.
 
     Raises UserError for prompts that leave no room for an answer.
     """
@@ -75,7 +75,7 @@ def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
     sequences, effects = [], []
     prompts = generate.encode(loaded, chats, how)
     for prompt in prompts:
-        with model.use_adapter(trained, wanted.stage):
+        with model.use_adapter(trained, wanted.name):
             with torch.inference_mode():
                 output = trained.generate(
                     input_ids=torch.tensor([prompt], device=trained.device),

@@ -140,7 +140,7 @@ def _problems(measured: ScoreParity) -> list[str]:
 
 
 def _conversations(wanted: Wanted) -> list[Messages]:
-    section = wanted.recipe.section(wanted.stage)
+    section = wanted.recipe.section(wanted.run.stage)
     with tempfile.TemporaryDirectory() as folder:
         sides = preparation.select(wanted.recipe, section, "pair", Path(folder))
         pool, selection = sides.get("eval") or sides["train"]

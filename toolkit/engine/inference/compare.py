@@ -15,12 +15,13 @@ from rich.console import Console
 from toolkit.compare import answer_measures, candidates, view
 from toolkit.compare.page import page
 from toolkit.console.screen import bar, is_live
-from toolkit.data.prompts import is_correct, last_turn, read_questions
+from toolkit.data.prompts import accepted, is_correct, last_turn, read_questions
 from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.inference import generate, rewards
 from toolkit.files import finite, write_text
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.stages import BASE
 from toolkit.records.comparison_report import AnswerMeasures, Comparison
 from toolkit.redaction import blanked
 from toolkit.run.replacing import replacing
@@ -33,15 +34,21 @@ REFERENCE = (
 
 
 def run(
-    recipe: Recipe, run: RunDir, folders: Folders, prompts: list[Messages], console: Console
+    recipe: Recipe,
+    run: RunDir,
+    folders: Folders,
+    prompts: list[Messages],
+    console: Console,
+    held_out: bool = True,
 ) -> Comparison:
     """Answers the prompts with every model, measures each, writes the comparison. Returns the report.
 
-    Raises UserError for adapters that cannot be loaded onto the base, and prompts that it cannot be given.
+    With `held_out` it asks the recipe's questions too, and measures rewards on its held-out pairs. Raises UserError for
+    adapters that cannot be loaded onto the base, and prompts that it cannot be given.
     """
     started = time.perf_counter()
     with replacing(run, console) as folder:
-        questions = read_questions(recipe)
+        questions = read_questions(recipe) if held_out else []
         reference = _reference(recipe, run, folders)
         with bar(console, f"loading {recipe.model.path}", None):
             loaded = model.load_trained(recipe, folders | reference)
@@ -53,21 +60,24 @@ def run(
         }
         _say_what_is_unmeasured(models, console)
         for label in reference:
-            measured = rewards.measure(recipe, loaded, label, asked, answers, console)
-            models = {name: replace(models[name], **measured[name]) for name in models}
+            measured = rewards.measure(recipe, loaded, label, asked, answers, console, held_out)
+            models = {name: replace(models[name], **measured.get(name, {})) for name in models}
         how = recipe.compare.model_dump(mode="json", exclude={"prompts"})
         report = Comparison(
             recipe=recipe.name,
             device=model.device_name(),
             num_prompts=len(prompts),
             num_questions=len(questions),
-            reference=next((str(folder or candidates.BASE) for folder in reference.values()), None),
+            reference=next((str(folder or BASE) for folder in reference.values()), None),
             compare=how | {"seed": recipe.seed},
             wall_seconds=time.perf_counter() - started,
             models=models,
         )
         rows = [_row(prompt, index, answers) for index, prompt in enumerate(prompts)]
-        _write(recipe, folder, rows, models)
+        answered = [
+            _question(question, len(prompts) + index, answers) for index, question in enumerate(questions)
+        ]
+        _write(recipe, folder, rows + answered, models)
         report.write(folder / run.report.name)
     if not is_live(console):  # there they were shown as they came
         view.show_answers(rows, list(folders), console)
@@ -77,14 +87,14 @@ def run(
 
 def _reference(recipe: Recipe, run: RunDir, folders: Folders) -> Folders:
     """What rewards are measured against, under the label it is loaded by; {} without one."""
-    found = candidates.reference(recipe, run)
+    found = candidates.reference(recipe, run, folders)
     if found is None:
         return {}
     for label, folder in folders.items():
         is_same = folder and found.folder and folder.samefile(found.folder)
         if is_same or (folder is None and found.folder is None):
             return {label: folder}
-    return {candidates.BASE if found.folder is None else REFERENCE: found.folder}
+    return {BASE if found.folder is None else REFERENCE: found.folder}
 
 
 # Answers ---------------------------------------------------------------------------------------------------
@@ -101,6 +111,7 @@ def _answer(
     """Every model's answers to the prompts and then to the questions, and the seconds they took it."""
     how, seconds = recipe.compare, dict.fromkeys(folders, 0.0)
     found: dict[str, dict[int, generate.Answer]] = {name: {} for name in folders}
+    shown = 0
     lengths = [len(ids) for ids in generate.encode(loaded, prompts, how)]
     for indices in generate.batches(lengths, how, loaded.batch_tokens):
         batch = [prompts[index] for index in sorted(indices)]
@@ -111,8 +122,11 @@ def _answer(
                     answers = generate.answer(loaded, batch, how, recipe.seed, on_step=partial(hear, name))
                 seconds[name] += time.perf_counter() - begun
                 found[name].update(zip(sorted(indices), answers, strict=True))
+        begin = shown
+        while shown < len(prompts) and all(shown in of_model for of_model in found.values()):
+            shown += 1  # in the order of the prompts, whichever was answered first
         if is_live(console):
-            rows = [_row(prompts[index], index, found) for index in sorted(indices)]
+            rows = [_row(prompts[index], index, found) for index in range(begin, shown)]
             view.show_answers(rows, list(folders), console)
     all_answers = {name: [found[name][index] for index in range(len(prompts))] for name in folders}
     asked = [question["messages"] for question in questions]
@@ -141,6 +155,13 @@ def _row(prompt: Messages, index: int, answers: Any) -> view.Row:
             for name, of_model in answers.items()
         },
     }
+
+
+def _question(question: dict[str, Any], index: int, answers: Any) -> view.Row:
+    row = _row(question["messages"], index, answers)
+    for name, measured in row["measured"].items():
+        measured["correct"] = is_correct(row["answers"][name], question)
+    return row | {"expected": accepted(question)}
 
 
 # Measures --------------------------------------------------------------------------------------------------
@@ -178,8 +199,7 @@ def _say_what_is_unmeasured(models: dict[str, AnswerMeasures], console: Console)
             console.print(
                 f"[yellow]compare.measures.{own} is not measured for {name}:[/] its regular expression takes more than "
                 f"{answer_measures.LONGEST_SEARCH_SECONDS:.0f} s over the answers; write it without a quantifier "
-                "inside a quantifier",
-                soft_wrap=True,
+                "inside a quantifier"
             )
 
 

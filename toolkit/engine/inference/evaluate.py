@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 from datasets import Dataset
 from rich.console import Console
 
-from toolkit.compare.candidates import BASE
 from toolkit.console.screen import bar
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.base import model, oom
@@ -20,13 +20,14 @@ from toolkit.engine.inference import log_probs
 from toolkit.errors import UserError
 from toolkit.evaluation import measures
 from toolkit.evaluation.intervals import Floats
-from toolkit.evaluation.measures import Rows
-from toolkit.evaluation.scope import MODELS, Scope
+from toolkit.evaluation.measures import Rewarded, Rows
+from toolkit.evaluation.scope import Scope
 from toolkit.evaluation.table import show_evaluation
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe
-from toolkit.recipe.stages import Stage
+from toolkit.recipe.stages import BASE, Stage
 from toolkit.records.evaluation_report import Evaluation
+from toolkit.run import start
 from toolkit.run.replacing import replacing
 from toolkit.run.rundir import EVENTS, RunDir
 
@@ -40,16 +41,19 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> Evaluati
     started = time.perf_counter()
     with replacing(run, console) as folder:
         suite = _suite(scope, console)  # an unknown task is said before the model is loaded
-        rewarded = _rewarded(scope.models)
-        reference = _reference(recipe, run, rewarded)
+        references, gone = _references(recipe, run, scope.models)
+        adapters = {
+            name: run.adapter_of(name) for name in (*scope.models, *references.values()) if name != BASE
+        }
+        labels = _labels(adapters)
         with bar(console, f"loading {recipe.model.path}", None):
-            loaded = model.load_trained(recipe, _adapters(run, {*scope.models, reference}))
+            loaded = model.load_trained(recipe, {labels[name]: folder for name, folder in adapters.items()})
             loaded.model.eval()
-        measuring = _Measuring(recipe, loaded, oom.Recovery(folder / EVENTS, console), console)
+        measuring = _Measuring(recipe, loaded, labels, oom.Recovery(folder / EVENTS, console), console)
         rows = Rows()
         left_out = {
             "loss": measuring.conversations(rows, scope.models),
-            "preference": measuring.pairs(rows, scope.models, rewarded, reference),
+            "preference": measuring.pairs(rows, run, scope.models, references) or gone,
         }
         notes = [*scope.notes, *measures.without_nan(rows)]
         measured = measures.summary(rows, scope.models, recipe.seed)
@@ -78,8 +82,11 @@ def run(recipe: Recipe, run: RunDir, scope: Scope, console: Console) -> Evaluati
     return report
 
 
-def _adapters(run: RunDir, names: set[str | None]) -> dict[str, Path]:
-    return {name: run.of(name).adapter for name in MODELS if name in names and name != BASE}
+def _labels(names: Iterable[str]) -> dict[str, str]:
+    """The name of each adapter beside the others; one that is a path is the reference of some model only."""
+    return {
+        name: name if stages.is_variant(name) else f"_reference{number}" for number, name in enumerate(names)
+    } | {BASE: BASE}
 
 
 def _suite(scope: Scope, console: Console) -> Any:
@@ -91,26 +98,38 @@ def _suite(scope: Scope, console: Console) -> Any:
         return benchmarks.load(scope.tasks)
 
 
-def _rewarded(models: tuple[str, ...]) -> Stage | None:
-    """The last of the models that was trained against a reference."""
-    return next((stages.of(name) for name in reversed(models[1:]) if stages.of(name).has_reference), None)
+def _references(recipe: Recipe, run: RunDir, models: tuple[str, ...]) -> tuple[dict[str, str], str | None]:
+    """What each model was trained against that was against something; and which of those are not there any more."""
+    rewarded = (name for name in models if name != BASE and stages.of(name).has_reference)
+    origins = {name: start.origin(recipe, run.of(name)) for name in rewarded}
+    gone = {name: origin for name, origin in origins.items() if not _is_there(run, origin)}
+    said = [
+        f"{name}'s reference, the adapter of {origin}, is not in {run.adapter_of(origin)}: implicit rewards need it"
+        + (f"; run `{run.of(origin).proposed()}`" if stages.is_variant(origin) else "")
+        for name, origin in gone.items()
+    ]
+    return {name: origin for name, origin in origins.items() if name not in gone}, "; ".join(said) or None
 
 
-def _reference(recipe: Recipe, run: RunDir, rewarded: Stage | None) -> str | None:
-    """The model that `rewarded` was held against; None where it is not needed, or not there any more."""
-    if rewarded is None:
-        return None
-    started_from = recipe.starts_from(rewarded.name)
-    if started_from is None:
-        return BASE
-    return started_from if run.of(started_from).finished_with() is not None else None
+def _is_there(run: RunDir, name: str) -> bool:
+    if name == BASE:
+        return True
+    return run.of(name).finished_with() is not None if stages.is_variant(name) else Path(name).is_dir()
 
 
 class _Measuring:
     """Fills in the numbers of rows, model by model."""
 
-    def __init__(self, recipe: Recipe, loaded: model.LoadedModel, recovery: oom.Recovery, console: Console):
+    def __init__(
+        self,
+        recipe: Recipe,
+        loaded: model.LoadedModel,
+        labels: dict[str, str],
+        recovery: oom.Recovery,
+        console: Console,
+    ):
         self.recipe, self.loaded, self.recovery, self.console = recipe, loaded, recovery, console
+        self.labels = labels
         self.pad = loaded.tokenizer.pad_token_id
 
     def conversations(self, rows: Rows, models: tuple[str, ...]) -> str | None:
@@ -128,16 +147,16 @@ class _Measuring:
         for name in models:
             with (
                 bar(self.console, f"{name}: {len(sequences):,} held-out rows", len(sequences)) as advance,
-                model.use_adapter(self.loaded.model, name),
+                model.use_adapter(self.loaded.model, self.labels[name]),
             ):
                 sums = log_probs.sums(self.loaded.model, sequences, self.pad, advance, self.recovery)
             rows.losses[name] = -sums.double().numpy()
         return None
 
     def pairs(
-        self, rows: Rows, models: tuple[str, ...], rewarded: Stage | None, reference: str | None
+        self, rows: Rows, run: RunDir, models: tuple[str, ...], references: dict[str, str]
     ) -> str | None:
-        """Log-probs of the held-out pairs, of the reference too; returns why not all of it could be had."""
+        """Log-probs of the held-out pairs, of the references too; returns why not, where there are none."""
         stage = stages.of_kind("pair")
         held_out = self._held_out(stage)
         if held_out is None:
@@ -147,30 +166,22 @@ class _Measuring:
         rows.chosen_tokens = np.array([len(pair.chosen_ids) for pair in pairs], float)
         rows.rejected_tokens = np.array([len(pair.rejected_ids) for pair in pairs], float)
         measured: dict[str, tuple[Floats, Floats]] = {}
-        needed = {*models, reference}
         if self.recipe.dpo and self.recipe.dpo.share_prompts:
             log_probs.share_prompts(self.loaded.model, pairs, self.pad, self.console)
-        for name in (name for name in MODELS if name in needed):
+        for name in dict.fromkeys((*models, *references.values())):
             with (
                 bar(self.console, f"{name}: {len(pairs):,} held-out pairs", 2 * len(pairs)) as advance,
-                model.use_adapter(self.loaded.model, name),
+                model.use_adapter(self.loaded.model, self.labels[name]),
             ):
                 both = log_probs.pairs(self.loaded.model, pairs, self.pad, advance, self.recovery)
             measured[name] = both[0].double().numpy(), both[1].double().numpy()
         rows.chosen = {name: measured[name][0] for name in models}
         rows.rejected = {name: measured[name][1] for name in models}
-        if rewarded is None:
-            return None
-        if reference is None:
-            started_from = str(self.recipe.starts_from(rewarded.name))
-            return (
-                f"{rewarded.name}'s reference, the {started_from.upper()} adapter, is not in {self.recipe.name}'s "
-                f"runs: implicit rewards need it; run `python run_{started_from}.py --recipe {self.recipe.name}`"
-            )
-        section = self.recipe.section(rewarded.name)
-        assert isinstance(section, Dpo)
-        rows.rewarded, rows.beta, rows.loss = rewarded.name, section.beta, section.loss_type
-        rows.reference = rows.gap(*measured[reference])
+        for name, reference in references.items():
+            section = run.of(name).as_trained(self.recipe).section(stages.of(name).name)
+            assert isinstance(section, Dpo)
+            gap = rows.gap(*measured[reference], section.loss_type)
+            rows.rewarded[name] = Rewarded(gap, section.beta, section.loss_type)
         return None
 
     def _held_out(self, stage: Stage) -> Dataset | None:

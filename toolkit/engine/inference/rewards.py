@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.compare.candidates import BASE
 from toolkit.console.screen import bar
 from toolkit.data.masking import TokenizedPair
 from toolkit.data.turns import Messages
@@ -17,6 +16,7 @@ from toolkit.engine.data import preparation
 from toolkit.engine.inference import generate, log_probs
 from toolkit.recipe.dpo_losses import LOSSES
 from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.stages import BASE
 
 
 def measure(
@@ -26,6 +26,7 @@ def measure(
     asked: Sequence[Messages],
     answers: Mapping[str, Sequence[generate.Answer]],
     console: Console,
+    with_pairs: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Model -> the rewards among `AnswerMeasures`: of its own answers, and of pairs where it was trained further.
 
@@ -33,27 +34,28 @@ def measure(
     2023, equation 5, without the term that depends on the prompt alone. On answers that the model itself sampled its
     mean estimates beta KL(pi || pi_ref): it says how far a model went from its reference, not how good it became.
     The accuracy is the share of held-out pairs whose chosen reply has the larger reward, a token where the loss takes
-    it so. The reference itself and the base have none.
+    it so. The reference itself has none, and a base that was not the reference has neither: it did not start there.
     """
     stage = next(stage for stage in reversed(recipe.stages()) if stage.has_reference)
     section = recipe.section(stage.name)
     assert isinstance(section, Dpo)
     encoded = generate.encode(loaded, asked, recipe.compare)
-    others = [name for name in answers if name != reference]
-    trained = [name for name in others if name != BASE]
-    held_out = preparation.held_out(recipe, section, stage.row_kind, loaded) if trained else None
+    trained = [name for name in answers if name not in (reference, BASE)]
+    held_out = None
+    if trained and with_pairs:
+        held_out = preparation.held_out(recipe, section, stage.row_kind, loaded)
     pairs = preparation.as_pairs(held_out or ())
     if section.share_prompts:
         log_probs.share_prompts(loaded.model, pairs, loaded.tokenizer.pad_token_id, console)
     per_token = LOSSES[section.loss_type].per_token
     expected = _gaps(loaded, reference, pairs, per_token, console) if pairs else None
     measured: dict[str, dict[str, Any]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
-    for name in others:
+    for name in trained:
         own_answers = [answer.ids for answer in answers[name]]
         sequences = list(zip(encoded, own_answers, strict=True))
         own, theirs = (_log_probs(loaded, judge, sequences, name, console) for judge in (name, reference))
         measured[name] = {"mean_implicit_reward": section.beta * (own - theirs).mean().item()}
-        if expected is not None and name in trained:
+        if expected is not None:
             gaps = _gaps(loaded, name, pairs, per_token, console)
             measured[name]["preference_accuracy"] = torch.gt(gaps, expected).float().mean().item()
     return measured

@@ -166,8 +166,8 @@ def facts_of(model: Any, adapter: str, pad_token_id: int) -> dict[str, Any]:
     """Everything but pairs and batch size: weights as they lie in memory, LoRA scaling, configuration, versions,
     device, and the code that computes. The weights speak for path, revision and quantisation of the base."""
     state, lora = model.state_dict(), model.peft_config
-    of_adapter = {name for name in state if f".{adapter}." in name}
-    of_others = {name for name in state for other in lora if other != adapter and f".{other}." in name}
+    of_adapter = {name for name in state if f".{adapter}." in f"{name}."}
+    of_others = {name for name in state for other in lora if other != adapter and f".{other}." in f"{name}."}
     config = model.config.to_dict() | {"_attn_implementation": model.config._attn_implementation}
     return {
         "base": fingerprint({name: state[name] for name in state.keys() - of_adapter - of_others}),

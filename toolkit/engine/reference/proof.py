@@ -107,7 +107,7 @@ def prove_weights(model: Any, source: str) -> int:
     if apart or not policy:
         raise UserError(
             "the DPO reference is not the policy that training starts from: "
-            f"{len(apart)} of {len(policy)} LoRA weights of the copy that TRL made of {source} differ"
+            f"{len(apart)} of {len(policy)} weights of the copy that TRL made of {source} differ"
             f"{f', the first is {apart[0]}' if apart else ''}. {_fix()}"
         )
     return len(policy)
@@ -148,9 +148,9 @@ def drop(trainer: Any) -> None:
 def _adapter(model: Any, adapter: str) -> Any:
     """(name without the adapter's, tensor) of its weights."""
     return (
-        (name.replace(f".{adapter}.", "."), parameter)
+        (f"{name}.".replace(f".{adapter}.", "."), parameter)
         for name, parameter in model.named_parameters()
-        if f".{adapter}." in name
+        if f".{adapter}." in f"{name}."
     )
 
 

@@ -27,7 +27,7 @@ from toolkit.training.job import Job
 def begin(job: Job) -> Path | None:
     """Makes the run directory what it is to be, and says in it how the run is made. Returns where it goes on."""
     run, console = job.run, job.console
-    moved = run.start(job.recipe.trajectory(job.stage.name), job.fresh)
+    moved = run.start(job.trajectory(), job.fresh)
     runlog.LOG.open(run.log, console)
     if moved:
         console.print(f"[dim]the run that was there is now {escape(str(moved))}[/]")
@@ -92,7 +92,7 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
     try:
         if unfinished:
             run_record.unfinished_report(job.run, known(job) | unfinished).write(job.run.report)
-        job.console.print(f"[dim]report: {escape(str(run_page.write(job.run)))}[/]", soft_wrap=True)
+        job.console.print(f"[dim]report: {escape(str(run_page.write(job.run)))}[/]")
     except (Exception, KeyboardInterrupt) as error:  # how the run ended stands already
         job.console.print(
             f"[yellow]{escape(str(job.run.page))} is not written ({escape(repr(error))}); run_report.py writes it[/]"

@@ -31,7 +31,7 @@ class Callbacks:
     def of(
         cls, job: Job, trainer: Any, checkpoint: Path | None, stop: StopOnSignal, started: float
     ) -> Callbacks:
-        plan, run, name = job.plan, job.run, job.stage.name
+        plan, run = job.plan, job.run
         layers = recompute.Recompute(plan.settings.recompute_layers)
         return cls(
             layers,
@@ -39,7 +39,11 @@ class Callbacks:
             checkpoints.CheckpointClock(trainer, job.section, run, started),
             vram.Timeline(),
             Metrics(
-                run.metrics, job.console, f"{name} · {job.recipe.name}", job.stage.panel_fields, checkpoint
+                run.metrics,
+                job.console,
+                f"{run.name} · {job.recipe.name}",
+                job.stage.panel_fields,
+                checkpoint,
             ),
             finite.Finite(trainer),
             stop,

@@ -20,10 +20,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from toolkit.engine.train import finite
 from toolkit.recipe.schema import StageSection
+from toolkit.recipe.stage_sections import Divergence
 from toolkit.records.marks import Seal
 from toolkit.run import manifest, sealing
 from toolkit.run.rundir import PREFIX, RunDir, saved_steps
 from toolkit.run.sealing import SEAL
+from toolkit.training.divergence import good_until
 
 STAGING = ".staging"  # where a checkpoint is written before it gets its name
 
@@ -34,9 +36,11 @@ class DurableCheckpoints:
     A disk that is full costs the checkpoint, not the run: what was begun is removed, the last good one stays, and
     the next save tries again. `checkpoint_seconds`: how long each save took. `made` is what the weights are made by:
     each checkpoint says it itself, so that none continues under another recipe whatever becomes of the manifest.
+    `divergence`: beyond which losses a checkpoint is no good one.
     """
 
     made: Seal = sealing.NOTHING_MORE
+    divergence: Divergence | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -75,11 +79,13 @@ class DurableCheckpoints:
         self._prune(folder)
 
     def _prune(self: Any, folder: Path) -> None:
-        """Deletes all but the last ones up to this step, and the best one. Those of later steps were passed over as
-        damaged; they are written anew when the run gets there."""
+        """Deletes all but the last ones up to this step, the best one, and while the loss is out of its range the last
+        one before. Those of later steps were passed over as damaged; they are written anew when the run gets there."""
         reached = sorted(step for step in saved_steps(folder) if step <= self.state.global_step)
+        until = good_until(self.state.log_history, self.divergence)
+        good = max((step for step in reached if until is None or step <= until), default=None)
         for step in reached[: -self._num_kept]:
-            if step != self.state.best_global_step:
+            if step not in (self.state.best_global_step, good):
                 shutil.rmtree(folder / f"{PREFIX}{step}", ignore_errors=True)
 
     def _run_epoch(self: Any, **kwargs: Any) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 from trl import DPOConfig, DPOTrainer
 
-from toolkit.engine.base import model, oom
+from toolkit.engine.base import model, oom, token_rows
 from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.data import preparation
 from toolkit.engine.reference import proof
 from toolkit.engine.reference.first_step import FirstStep
+from toolkit.engine.reference.precompute import REF_ADAPTER
 from toolkit.engine.train import shared_prompts, stage
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
@@ -57,9 +58,10 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             recovery=oom.Recovery(job.run.path / EVENTS, console),
             micro_batches=MicroBatches(job.plan.settings.tokens_per_micro_batch),
         )
+    token_rows.copy(trainer.model, proof.POLICY_ADAPTER, REF_ADAPTER)
     if job.section.share_prompts:
         trainer.shared_prompts = shared_prompts.establish(trainer, job.section.max_length, console)
-    source = str(job.run.of(job.starts_from).adapter) if job.starts_from else recipe.model.path
+    source = str(job.start.folder) if job.start else recipe.model.path
     trainer.reference = proof.establish(trainer, source, job.section.precompute_ref_batch_size, console)
     trainer.add_callback(FirstStep(trainer))  # reads the log of step 1, whoever writes it
     return trainer

@@ -1,4 +1,5 @@
-"""A loss or gradient that stopped being a number ends the run, and never reaches a checkpoint.
+"""A loss or gradient that stopped being a number ends the run, and never reaches a checkpoint; a loss out of its range
+ends it too.
 
 Nothing waits for the GPU on its account. The Trainer reads loss and gradient norm at every `logging_steps`, where the
 sum of all losses since the last time is NaN once one was; a checkpoint reads all weights anyway. So a run goes wrong
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from transformers import TrainerCallback
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 from toolkit.engine.train import pieces
 from toolkit.errors import UserError
 from toolkit.run.rundir import saved_steps
+from toolkit.training import divergence
 
 SHOWN_ROWS, SHOWN_IDS = 4, 24  # of the rows that a message names, and of the tokens that they begin with
 
@@ -33,39 +35,68 @@ class Finite(TrainerCallback):
             return
         for name in ("loss", "grad_norm"):
             if name in logs and not math.isfinite(logs[name]):
-                stop(self._trainer, f"{name} is {logs[name]}")
+                stop(self._trainer, f"{name} is {logs[name]}", _rows_of(self._trainer))
         self._trainer.ran.clear()
+        self._check_range(state.log_history)
+
+    def _check_range(self, history: divergence.History) -> None:
+        limits = self._trainer.divergence
+        outside = divergence.strays(history, limits)
+        if limits is not None and len(outside) >= limits.patience:
+            stop(
+                self._trainer,
+                f"the loss has left its range: {outside[-1]['loss']:.4g} is more than {limits.factor:g} times that of "
+                f"the first step, {divergence.first_loss(history):.4g}, for {len(outside)} lines of the log in a row "
+                f"(divergence.factor, divergence.patience)",
+            )
 
 
 def check_weights(trainer: Any) -> None:
     """Raises UserError when a trained weight, or what the optimizer keeps of it, is NaN or infinite."""
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     if not _all_finite(parameter.detach() for parameter in parameters):
-        stop(trainer, "trained weights are NaN or infinite")
+        stop(trainer, "trained weights are NaN or infinite", _rows_of(trainer))
     states = trainer.optimizer.state.values() if trainer.optimizer is not None else ()
     kept = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
     if not _all_finite(tensor for tensor in kept if tensor.is_floating_point()):
-        stop(trainer, "the optimizer's state is NaN or infinite")
+        stop(trainer, "the optimizer's state is NaN or infinite", _rows_of(trainer))
 
 
-def stop(trainer: Any, what: str) -> NoReturn:
-    """Raises UserError with the step and the rows in which it began, and what to do."""
-    began = _first(trainer.ran)
+def stop(trainer: Any, what: str, began: Began | None = None) -> NoReturn:
+    """Raises UserError with the step, the rows in which it `began` where that is known, and what to do."""
     step = began.step if began else trainer.state.global_step
-    rows = began.rows if began else [row for ran in trainer.ran if ran.step == step for row in ran.rows]
     group = trainer.optimizer.param_groups[0] if trainer.optimizer is not None else {"lr": 0.0}
-    good = max(saved_steps(Path(trainer.args.output_dir)), default=None)
-    limit = trainer.args.max_grad_norm
+    limit, rate = trainer.args.max_grad_norm, trainer.args.learning_rate
+    until = divergence.good_until(trainer.state.log_history, trainer.divergence)
+    saved = saved_steps(Path(trainer.args.output_dir))
+    good = max((one for one in saved if until is None or one <= until), default=None)
+    rows = f"; rows: {_named(trainer, began.rows)}" if began else ""
     raise UserError(
-        f"training went wrong at step {step}: {what}. Learning rate now: {group['lr']:g} of "
-        f"{trainer.args.learning_rate:g}; rows: {_named(trainer, rows)}. Lower learning_rate, raise warmup_steps or "
-        f"lower max_grad_norm ({limit:g}), or take the rows out if it is they, and start again with --fresh. "
+        f"training went wrong at step {step}: {what}. Learning rate now: {group['lr']:g} of {rate:g}{rows}. Lower "
+        f"learning_rate, raise warmup_steps or lower max_grad_norm ({limit:g})"
+        f"{', or take the rows out if it is they' if began else ''}, and start again with --fresh. "
         + (
-            "No checkpoint was saved yet"
-            if good is None
-            else f"The last good checkpoint, of step {good}, is kept"
+            f"The last good checkpoint, of step {good}, is kept"
+            if good is not None
+            else f"No {'good ' if saved else ''}checkpoint was saved yet"
         )
     )
+
+
+class Began(NamedTuple):
+    """Where it went wrong first."""
+
+    step: int
+    rows: list[dict[str, Any]]
+
+
+def _rows_of(trainer: Any) -> Began:
+    """The first micro-batch whose loss is no number; else all of the step."""
+    began = _first(trainer.ran)
+    if began:
+        return Began(began.step, began.rows)
+    step = trainer.state.global_step
+    return Began(step, [row for ran in trainer.ran if ran.step == step for row in ran.rows])
 
 
 def _first(ran: Any) -> pieces.Ran | None:

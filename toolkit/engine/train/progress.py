@@ -111,7 +111,9 @@ class Metrics(TrainerCallback):
             self._since, self._idle, self._tokens = now, 0.0, logs["num_tokens"]
         self._journal.write(finite({"step": state.global_step, **logs}))
         self._remember(logs)
-        text = panel.line(state.global_step, state.max_steps, logs, self._fields)
+        pace = self._state.pace if self._state else None
+        left = pace.remaining_seconds(state.max_steps, time.perf_counter()) if pace else None
+        text = panel.line(state.global_step, state.max_steps, logs, self._fields, left)
         if text and "train_runtime" not in logs:
             self._say(text, shown="eval_loss" in logs)
 

@@ -27,6 +27,7 @@ from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.run_manifest import Base
 from toolkit.records.run_report import RunReport
 from toolkit.run.rundir import STARTED_FROM, WEIGHTS
+from toolkit.training import schedule
 from toolkit.training.job import Job
 
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
@@ -42,10 +43,12 @@ def run(job: Job, build: BuildTrainer) -> RunReport:
     stop = StopOnSignal(job.console)
     with job.run.locked(), stop.listening(), attempt.room(job.run):
         started = time.monotonic()
-        starting_adapter = job.run.starting_adapter(job.starts_from)
+        notes = job.start.check(job.recipe) if job.start else []
         checkpoint = attempt.begin(job)
+        for note in notes:
+            job.console.print(f"[yellow]{escape(note)}[/]")
         with attempt.outcome(job, started), quiet():
-            report = _train(job, build, starting_adapter, checkpoint, stop, started)
+            report = _train(job, build, checkpoint, stop, started)
         stop.check()  # a signal that cost the answers alone; what stands behind && must not start for it
         return report
 
@@ -53,7 +56,6 @@ def run(job: Job, build: BuildTrainer) -> RunReport:
 def _train(
     job: Job,
     build: BuildTrainer,
-    starting_adapter: Path | None,
     checkpoint: Path | None,
     stop: StopOnSignal,
     started: float,
@@ -66,20 +68,24 @@ def _train(
         model.attach_lora(loaded, recipe, settings, section.max_length)
     for note in loaded.notes:
         console.print(f"[yellow]{escape(note)}[/]")
-    if starting_adapter:
-        model.load_adapter(loaded.model, starting_adapter)
+    if job.start:
+        model.load_adapter(loaded.model, job.start.folder)
     model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
     prepared = preparation.prepare(recipe, section, job.stage.row_kind, loaded, console)
     prepared.report.write(run.data_report)
     if section.group_by_length:
         order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
         prepared.train = prepared.train.select(order)
-    rows = _identify(job, starting_adapter, prepared)
+    rows = _identify(job, prepared)
 
     trainer = build(job, loaded, prepared)
+    steps = schedule.num_steps(section, len(trainer.train_dataset))
+    if short := schedule.short_for_warmup(job.stage.name, section, steps):
+        console.print(f"[yellow]{escape(short)}[/]")
     _check_rows(trainer.train_dataset, prepared.train, rows["train"])
-    trajectory, conditions = recipe.trajectory(job.stage.name), run.conditions()
+    trajectory, conditions = job.trajectory(), run.conditions()
     trainer.made = Made(trajectory=trajectory, conditions=conditions)
+    trainer.divergence = section.divergence
     trainer.remove_callback(PrinterCallback)
     watching = Callbacks.of(job, trainer, checkpoint, stop, started)
     for callback in watching.in_order():
@@ -108,7 +114,7 @@ def _train(
         model.save_adapter(loaded, run, mark)
     report.write(run.report)  # it says finished: not before the adapter is there
     if job.stage.answers:
-        report = replace(report, answers=answers.compare(job, loaded, starting_adapter))
+        report = replace(report, answers=answers.compare(job, loaded))
     else:
         report = replace(report, scores=held_out_scores.measure(job, loaded, trainer.recovery))
     report = replace(report, wall_seconds=time.monotonic() - started)
@@ -131,10 +137,10 @@ def _check_rows(trained: Any, prepared: Any, recorded: str) -> None:
         )
 
 
-def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Prepared) -> dict[str, str]:
+def _identify(job: Job, prepared: preparation.Prepared) -> dict[str, str]:
     """Records what the run is made from: base model, rows, the adapter that it continues. The run holds to it.
 
-    Returns the hashes of the rows, by side.
+    Returns the hashes of the rows, by side. Raises UserError where that adapter was trained on another base.
     """
     path = job.recipe.model.path
     base = fingerprint.base_model(job.recipe.locate(path), job.recipe.model.revision)
@@ -142,8 +148,15 @@ def _identify(job: Job, starting_adapter: Path | None, prepared: preparation.Pre
     if prepared.eval is not None:
         rows["eval"] = fingerprint.rows(prepared.eval)
     held = {"base_model.files": fingerprint.combined(base["files"]), "rows.train": rows["train"]}
-    if starting_adapter:
-        held[f"{job.starts_from}{STARTED_FROM}"] = digest(starting_adapter / WEIGHTS)
+    if job.start:
+        held[f"{job.start.name}{STARTED_FROM}"] = digest(job.start.folder / WEIGHTS)
+        made = job.start.made()
+        before = ((made and made.conditions) or {}).get("base_model.files", held["base_model.files"])
+        if before != held["base_model.files"]:
+            raise UserError(
+                f"{job.start.folder} was trained on other files of {path} than are here now: take the revision that "
+                "it was trained on, or train it again"
+            )
     job.run.hold_to(held)
     job.run.record({"base_model": Base(path, **base), "rows": rows})
     return rows

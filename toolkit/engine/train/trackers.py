@@ -61,7 +61,7 @@ def _wandb(trainer: Any, job: Job) -> Iterator[None]:
     try:
         run = wandb.init(
             project=job.recipe.name,
-            name=f"{job.recipe.name}-{job.stage.name}",
+            name=f"{job.recipe.name}-{job.run.name}",
             id=identity,
             resume="allow",
             dir=str(job.run.path),

@@ -1,0 +1,1 @@
+"""The single measurements of benchmarks/gpu.py, a file for each subject."""

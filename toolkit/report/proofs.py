@@ -1,0 +1,48 @@
+"""What a DPO run proved before it trained: its reference is the policy, its shared prompts are the pairs."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from toolkit.records.run_report import RunReport
+from toolkit.report.tables import table
+
+
+def section(report: RunReport) -> str:
+    """Empty for a stage that has nothing to prove, or that did not come so far."""
+    rows = [*_reference(report.reference or {}), *_shared(report.shared_prompts or {})]
+    return "<h2>Proved before training</h2>" + table([], rows) if rows else ""
+
+
+def _reference(found: dict[str, Any]) -> list[list[str]]:
+    if not found:
+        return []
+    pairs = f"{found.get('pairs', 0):,} pairs, {found.get('reused', 0):,} of them found on disk"
+    rows = [["reference log-probs are the policy's", pairs]]
+    if step := found.get("first_step"):
+        rows.append(
+            [
+                "first step: loss, margin",
+                f"{step['loss']:.4f} (ln 2 = 0.6931), {step['margin']:.4f} (at most {step['margin_limit']:g})",
+            ]
+        )
+    return rows
+
+
+def _shared(found: dict[str, Any]) -> list[list[str]]:
+    if "off" in found:
+        return [["prompts are run twice, once a reply", escape(found["off"])]]
+    if not found:
+        return []
+    rows = [
+        [
+            "shared prompts against padded pairs",
+            f"{found['median']:.1e} nats in the median, {found['worst']:.1e} at most, on {found['pairs']} pairs "
+            f"(another padding: {found['median_noise']:.1e}, {found['worst_noise']:.1e}); {escape(found['kernel'])}",
+        ]
+    ]
+    if "attention_calls" in found:
+        calls = f"{found['attention_calls']:,} of {found['expected_calls']:,}"
+        rows.append(["attention calls of the first step over shared prompts", calls])
+    return rows
