@@ -48,9 +48,9 @@ def problems(*overrides: str, recipe: str = "tiny") -> str:
             "sft.datasets.0={pth: x}",
             "--set sft.datasets.0: sft.datasets.0.pth: unknown key; did you mean 'path'?",
         ),
-        ("max_rows=5", "--set max_rows: unknown key; did you mean 'sft.max_rows' or 'dpo.max_rows'?"),
+        ("max_rows=5", "--set max_rows: unknown key; did you mean 'sft.max_rows' or 'dpo.max_rows' or"),
         ("sft.lr=1e-4", "--set sft.lr: unknown key; did you mean 'learning_rate'?"),
-        ("lr=1e-4", "did you mean 'sft.learning_rate' or 'dpo.learning_rate'?"),
+        ("lr=1e-4", "did you mean 'sft.learning_rate' or 'dpo.learning_rate' or"),
         ("sft.batch_size=4", "did you mean 'effective_batch_size'?"),
         ("sft.epochs=2", "did you mean 'num_train_epochs'?"),
         (
