@@ -82,6 +82,11 @@ class Wanted:
         return self.run.name
 
     @property
+    def answers(self) -> bool:
+        """Whether the model can be asked; a reward model gives scores instead."""
+        return stages.of(self.name).answers
+
+    @property
     def base_16bit(self) -> str:
         """The 16-bit weights to merge onto, as this process can open them."""
         return self.recipe.locate(self.recipe.model.base_16bit or self.recipe.model.path)
@@ -218,6 +223,10 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
         )
     elif quant and quant not in QUANTS:
         problems.append(f"--quant {arguments.quant}: no such quantisation; one of {', '.join(QUANTS)}")
+    if is_gguf and not stages.of(named).answers:
+        problems.append(
+            f"--format {arguments.format} is for models that answer, {named} gives scores: take adapter or merged_16bit"
+        )
     if not arguments.push and (arguments.public or arguments.dry_run):
         problems.append("--public and --dry-run go with --push USER/REPO")
     if arguments.push and arguments.no_verify:

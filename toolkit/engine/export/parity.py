@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from unsloth import FastLanguageModel
@@ -101,10 +101,17 @@ def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
     )
 
 
-Ask = Callable[[Sequence[dict[str, Any]], Answered], list[dict[str, Any]]]
+class Asked(Protocol):
+    """What a consumer is asked: `Answered`, or the scores of a reward model."""
+
+    @property
+    def request(self) -> dict[str, Any]: ...
 
 
-def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Answered) -> list[dict[str, Any]]:
+Ask = Callable[[Sequence[dict[str, Any]], Asked], list[dict[str, Any]]]
+
+
+def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Asked) -> list[dict[str, Any]]:
     """What the consumer answers, for each load. Raises UserError with its last words when it cannot load one."""
     request = json.dumps(answered.request | {"loads": list(loads)})
     done = tool([sys.executable, "-P", consumer.__file__], request)
@@ -114,7 +121,7 @@ def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Answered) -> lis
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def in_this_process(loads: Sequence[dict[str, Any]], answered: Answered) -> list[dict[str, Any]]:
+def in_this_process(loads: Sequence[dict[str, Any]], answered: Asked) -> list[dict[str, Any]]:
     """The same without a process of its own; for a consumer whose process does not matter."""
     with quiet():
         return [consumer.answer(load, answered.request) for load in loads]

@@ -17,7 +17,7 @@ from toolkit.data.length_groups import grouped_by_length
 from toolkit.engine.base import fingerprint, hub, model
 from toolkit.engine.base.quiet import quiet
 from toolkit.engine.data import preparation
-from toolkit.engine.train import answers, attempt, finite, trackers
+from toolkit.engine.train import answers, attempt, finite, held_out_scores, trackers
 from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.engine.train.progress import evaluated_at
@@ -69,7 +69,7 @@ def _train(
     set_seed(recipe.seed)
 
     with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.locate(recipe.model.path))):
-        loaded = model.load(recipe, section.max_length, settings)
+        loaded = model.load(recipe, section.max_length, settings, task=job.stage.task)
         model.attach_lora(loaded, recipe, settings, section.max_length)
     for note in loaded.notes:
         console.print(f"[yellow]{escape(note)}[/]")
@@ -118,7 +118,10 @@ def _train(
         mark = AdapterMark(trajectory=trajectory, conditions=conditions, num_steps=report.num_steps)
         model.save_adapter(loaded, run, mark)
     report.write(run.report)  # it says finished: not before the adapter is there
-    report = replace(report, answers=answers.compare(job, loaded))
+    if job.stage.answers:
+        report = replace(report, answers=answers.compare(job, loaded))
+    else:
+        report = replace(report, scores=held_out_scores.measure(job, loaded, trainer.recovery))
     report = replace(report, wall_seconds=time.monotonic() - started)
     report.write(run.report)
     return report
