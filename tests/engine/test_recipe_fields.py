@@ -94,6 +94,7 @@ GIVEN = {
     ],
     "eval_steps": ["{stage}.eval_rows=3"],
     "label_smoothing": ["{stage}.loss_type=robust"],
+    "precompute_ref_batch_size": ["{stage}.max_length=16"],  # else the tokens of a micro-batch bound it first
 }
 
 # Another value, where it does not follow from the type.
@@ -107,6 +108,7 @@ OTHER = {
     "memory.budget_gib": 1.0,
     "memory.recompute_layers": "all",
     "memory.per_device_train_batch_size": 2,
+    "memory.tokens_per_micro_batch": 64,
     "memory.loss_chunk_gib": 3.0,
     "compare.batch_size": 1,
     "compare.measures": {"thanks": "thank"},

@@ -74,7 +74,7 @@ def test_a_reference_whose_weights_are_not_the_policys_stops_the_run(
 
     prove_weights = proof.prove_weights
     monkeypatch.setattr(proof, "prove_weights", spoiled)
-    with pytest.raises(UserError, match=f"the DPO reference is not the policy .* {apart} LoRA weights"):
+    with pytest.raises(UserError, match=f"the DPO reference is not the policy .* {apart} weights"):
         run_stage(tiny(), "dpo", runs_with_sft)
     assert not (runs_with_sft / "tiny" / "dpo" / "adapter").exists()
 

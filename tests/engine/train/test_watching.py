@@ -146,7 +146,7 @@ def test_a_fault_leaves_the_terminal_clean_and_its_traceback_in_the_log(
     with pytest.raises(RuntimeError, match="the device is gone"):
         run_stage(tiny(*STEPS), "sft", tmp_path, console)
     drawn, _, after = terminal_that_fails.getvalue().rpartition("\x1b[2K")
-    assert not console._live_stack and "step 1 of 6" in drawn and after.strip().startswith("\x1b[2mreport: ")
+    assert not console._live_stack and "step 1 of 6" in drawn and after.strip().startswith("\x1b[2mreport:")
     log = (tmp_path / "tiny" / "sft" / "log.txt").read_text()
     assert "[printed] a library's last words" in log
     assert "Traceback" in log and "RuntimeError: the device is gone" in log
