@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(ROOT))
 
+from benchmarks.card.rows import pair_lengths as drawn_lengths  # noqa: E402
 from toolkit import env, hardware  # noqa: E402
 from toolkit.recipe.load import load  # noqa: E402
 from toolkit.recipe.schema import Architecture, Recipe  # noqa: E402
@@ -71,12 +72,12 @@ def main() -> None:
 
 
 def row_sets(vocabulary: int) -> dict[str, Rows]:
-    """Pairs of one length, and pairs whose lengths are drawn as those of public preference sets run: medians of 200
-    tokens each, a long tail, at most 512."""
+    """Pairs of one length, and pairs whose lengths are drawn as a public set's run, each part cut at 512 tokens."""
     draw = random.Random(0)
 
-    def drawn() -> int:
-        return max(8, min(512, round(draw.lognormvariate(5.3, 0.8))))
+    def drawn() -> tuple[int, int, int]:
+        prompt, chosen, rejected = (max(2, min(512, round(tokens))) for tokens in drawn_lengths(draw))
+        return prompt, chosen, rejected
 
     def rows(lengths: list[tuple[int, int, int]]) -> Rows:
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -91,23 +92,24 @@ def row_sets(vocabulary: int) -> dict[str, Rows]:
 
     return {
         "256+64+64": rows([(256, 64, 64)] * PAIRS),
-        "mixed lengths": rows([(drawn(), drawn(), drawn()) for _ in range(PAIRS)]),
+        "mixed lengths": rows([drawn() for _ in range(PAIRS)]),
     }
 
 
 def build(folder: Path, architecture: Architecture) -> Any:
     """The toolkit's DPO trainer on random weights, its reference adapter dropped."""
-    import random_base
     from datasets import Dataset
     from rich.console import Console
     from trl import DPOConfig
 
+    from benchmarks.card import random_base
     from toolkit.engine.base import model, oom
     from toolkit.engine.train.dpo import TokenisedDPOTrainer
     from toolkit.memory.phases import Settings
     from toolkit.training import trainer_args
 
-    base = random_base.build(folder / "base", architecture, ROOT / "recipes/tiny/base")
+    base = folder / "base"
+    random_base.build(base, architecture, ROOT / "recipes/tiny/base")
     settings = Settings(PAIRS, 1, 0, 0.5, TOKENS)
     recipe = with_base(base, architecture)
     loaded = model.load(recipe, 2048, settings)
@@ -178,8 +180,7 @@ def measure(trainer: Any, rows: Rows, rounds: int) -> dict[str, dict[str, float]
 
     seconds: dict[str, list[float]] = {name: [] for name in plans}
     peaks, kept = {}, {}
-    for name in plans:
-        step(name)  # warms up
+    step("stock 8")  # warms up
     for _ in range(rounds):
         for name in plans:
             reset_peak()

@@ -67,9 +67,9 @@ def test_a_plan_answers_without_torch() -> None:
     assert "mlabonne/orpo-dpo-mix-40k" in done.stdout and "predicted memory" in done.stdout
 
 
-def test_a_card_that_is_too_small_gets_three_mends() -> None:
+def test_a_card_that_is_too_small_gets_what_would_mend_it() -> None:
     said = mistake("dpo", "--recipe", "llama31_8b", "--plan", "--gpu", "6")
-    assert "does not fit" in said and "(1)" in said and "(3)" in said
+    assert "does not fit" in said and "(1) a larger card, a5000" in said and "(2) --set lora.r=8" in said
     assert "did you mean rtx4090" in mistake("dpo", "--recipe", "llama31_8b", "--plan", "--gpu", "rtx409")
 
 

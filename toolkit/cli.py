@@ -22,6 +22,7 @@ from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
+from toolkit.records.data_report import DataReport
 from toolkit.records.run_report import RunReport
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
@@ -153,7 +154,7 @@ def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: ar
     named = arguments.gpu or (recipe.gpu if arguments.plan and machine.card is None else None)
     card = cards.card(named) if named else machine.card
     kept = {} if arguments.fresh or arguments.gpu else run.settings()
-    return plan_stage(recipe, run.stage, card, machine.ram_gib, kept)
+    return plan_stage(recipe, run.stage, card, machine.ram_gib, kept, DataReport.load(run.data_report))
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def write(recipe: Recipe, folder: Path, num_chats: int, num_pairs: int) -> None:
         stock_chats.append({"text": template.render(chat)})
     for _ in range(num_pairs):
         most = recipe.section("dpo").max_length - TEMPLATE_TOKENS
-        lengths = [_drawn(dice, deciles) for deciles in (PROMPT, CHOSEN, REJECTED)]
+        lengths = pair_lengths(dice)
         share = min(1.0, most / (lengths[0] + max(lengths[1:])))
         prompt, chosen, rejected = (text(share * tokens) for tokens in lengths)
         pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
@@ -59,6 +59,11 @@ def write(recipe: Recipe, folder: Path, num_chats: int, num_pairs: int) -> None:
     ):  # fmt: skip
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def pair_lengths(dice: random.Random) -> list[float]:
+    """Tokens of a prompt, a chosen and a rejected reply."""
+    return [_drawn(dice, deciles) for deciles in (PROMPT, CHOSEN, REJECTED)]
 
 
 def _words(tokenizer: Path) -> list[str]:

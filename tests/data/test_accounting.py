@@ -42,6 +42,7 @@ def test_known_chats():
         "cut_fraction": 0.5,
         "tokens_per_epoch": 15,
         "trained_tokens_per_epoch": 7,
+        "prompt_tokens_per_epoch": 8,
         "lengths": {
             "prompt": {"p50": 3, "p90": 5, "p99": 5, "max": 5},
             "answer": {"p50": 2, "p90": 5, "p99": 5, "max": 5},

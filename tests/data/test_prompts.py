@@ -71,7 +71,7 @@ def test_what_cannot_be_asked_is_said(tmp_path: Path) -> None:
     broken.write_text('{"prompt": "a"}\n{"prompt": \n')
     for file, said in (
         (empty, "no prompt in it"),
-        (tmp_path / "absent.txt", "cannot be read"),
+        (tmp_path / "absent.txt", "there is no such file"),
         (rows, "row 3: a user turn is empty.*\n.*row 4: something else"),
         (broken, "row 2: is not valid JSON"),
     ):

@@ -22,6 +22,7 @@ from toolkit.memory.plan import ITEMS, Settings, plan_stage
 from toolkit.memory.search import LONGEST, LOSS_CHUNKS_GIB
 from toolkit.recipe.load import load, names
 from toolkit.recipe.schema import Architecture, Lora, Recipe
+from toolkit.records.data_report import DataReport
 
 ROOT = Path(__file__).resolve().parents[2]
 RTX4090 = CARDS["rtx4090"]
@@ -159,7 +160,9 @@ def real() -> dict[str, Any]:
         "targets": TARGETS,
         "ranks": RANKS,
         "tensors": TENSORS,
-        "models": {name: architecture.model_dump() for name, architecture in ARCHITECTURES.items()},
+        "models": {
+            name: architecture.model_dump(exclude_none=True) for name, architecture in ARCHITECTURES.items()
+        },
     }
     done = subprocess.run(
         [sys.executable, "-c", REAL_MODULES], input=json.dumps(asked), capture_output=True, text=True
@@ -377,6 +380,27 @@ class TestPlan:
         bound = 1000 * plan.tokens_per_step * plan.flops_per_token / 165.2e12
         assert bound < plan.floor_seconds_per_1000_steps < 1.05 * bound
         assert plan_stage(EIGHT_B, "sft", RTX4090, 64).floor_seconds is None
+
+    def test_the_rows_of_a_run_tell_its_time(self):
+        """10,000 pairs of 400 + 200 + 200 tokens: the prompt counts once where it is shared, the reference pass too."""
+        rows = replace(
+            DataReport.unknown(),
+            used=10_000,
+            tokens_per_epoch=12_000_000,
+            prompt_tokens_per_epoch=4_000_000,
+        )
+
+        def planned(**values):
+            return plan_stage(changed(EIGHT_B, **values), "dpo", RTX4090, 64, rows=rows)
+
+        shared, padded = planned(), planned(dpo__share_prompts=False)
+        assert (shared.tokens_of_run, padded.tokens_of_run) == (8_000_000, 12_000_000)
+        reference = 2 * (terms.linear_parameters(EIGHT_B.model.architecture) + 128_256 * 4096)
+        products = 8_000_000 * (shared.flops_per_token + reference) / 165.2e12
+        assert products < shared.floor_seconds < 1.1 * products
+        half = planned(dpo__max_steps=10_000 // 16 // 2)
+        assert half.tokens_of_run == pytest.approx(4_000_000, rel=0.01)
+        assert half.floor_seconds > shared.floor_seconds / 2, "the reference pass is of all rows"
 
     def test_no_such_stage(self):
         with pytest.raises(UserError, match="has no sft stage"):

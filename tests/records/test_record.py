@@ -29,6 +29,7 @@ ROWS: dict[str, Any] = {
     "cut_fraction": 0.0,
     "tokens_per_epoch": 30,
     "trained_tokens_per_epoch": 10,
+    "prompt_tokens_per_epoch": 20,
     "lengths": {"total": {"p50": 12, "max": 18}},
     "selection": [SelectionStep("deduplicate", 4, 3)],
 }

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from toolkit.console.panel import duration
 from toolkit.memory.listing import listing
 from toolkit.memory.plan import Plan
 from toolkit.recipe import stages
@@ -32,7 +33,14 @@ def show_plan(
         f"[dim]longest max_length that fits: {plan.largest_max_length:,}{_of_positions(recipe, plan)}; "
         f"{plan.tokens_per_step:,} tokens a step, {plan.flops_per_token / 1e9:.3g} GFLOP a token[/]"
     )
-    if plan.floor_seconds_per_1000_steps:
+    if plan.tokens_of_run:
+        least = (
+            f", at least {duration(plan.floor_seconds)} at the card's full rate" if plan.floor_seconds else ""
+        )
+        console.print(
+            f"[dim]the rows prepared here: {plan.tokens_of_run:,} tokens through the model in the run{least}[/]"
+        )
+    elif plan.floor_seconds_per_1000_steps:
         console.print(
             f"[dim]floor of the time, at the card's full rate: {plan.floor_seconds_per_1000_steps / 60:,.0f} min "
             "for 1,000 steps of full rows; no run is faster[/]"

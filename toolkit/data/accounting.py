@@ -146,6 +146,9 @@ class Accounting:
             "cut_fraction": self.cut / self.used if self.used else 0.0,
             "tokens_per_epoch": self.num_tokens,
             "trained_tokens_per_epoch": self.num_trained_tokens,
+            "prompt_tokens_per_epoch": sum(
+                length * n for length, n in self.lengths.get("prompt", {}).items()
+            ),
             "lengths": {
                 kind: {
                     **{f"p{percent}": self.percentile(kind, percent) for percent in PERCENTILES},

@@ -17,6 +17,7 @@ from toolkit.memory.phases import Phases, Settings
 from toolkit.memory.search import LONGEST, Search, largest_max_length
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.records.data_report import DataReport
 
 __all__ = ["Plan", "Settings", "plan_stage"]
 
@@ -54,9 +55,10 @@ class Plan:
 
     `largest_max_length`: tokens per row that fit in the most frugal settings that the recipe leaves open, and into
     the model's positions; 0 if none. `tokens_per_step` and the floors hold for rows of full length. The floors are
-    seconds at the card's full rates: no such run is faster. None where the rates are unknown, `floor_seconds` too
-    where max_steps is not set. `fixes`: the three cheapest changes with the figure that each brings; none when it
-    fits.
+    seconds at the card's full rates: no such run is faster. None where the rates are unknown, `floor_seconds` too where
+    neither max_steps is set nor the rows are known. Where they are, `tokens_of_run` is what goes through the model in
+    training, without padding, and `floor_seconds` is of that and of the reference pass. `fixes`: the three
+    cheapest changes with the figure that each brings; none when it fits.
     """
 
     stage: str
@@ -72,6 +74,7 @@ class Plan:
     flops_per_token: float
     floor_seconds_per_1000_steps: float | None
     floor_seconds: float | None
+    tokens_of_run: int | None
     fixes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,20 +93,51 @@ class Plan:
 
 
 def plan_stage(
-    recipe: Recipe, stage: str, card: Card | None, ram_gib: float, kept: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    stage: str,
+    card: Card | None,
+    ram_gib: float,
+    kept: Mapping[str, Any] | None = None,
+    rows: DataReport | None = None,
 ) -> Plan:
     """Plans `stage` for `card`, or for a CPU with `ram_gib` of RAM when it is None.
 
     `auto` in the recipe's `memory` is spent where it buys most time (see `search`), but for what is `kept`: fields of
     `memory` as an earlier plan chose them for a run that is unfinished. Another choice, on a card with other memory,
-    would give other sums and other bits. Raises UserError when the recipe lacks the stage.
+    would give other sums and other bits. `rows` are those of the run, once they were prepared: they tell its time.
+    Raises UserError when the recipe lacks the stage.
     """
     if not kept:
-        return _plan(recipe, stage, card, ram_gib)
+        return _with_rows(_plan(recipe, stage, card, ram_gib), recipe, card, rows)
     left_open = {name: value for name, value in kept.items() if getattr(recipe.memory, name) == "auto"}
     recipe = _with(recipe, "memory", recipe.memory.model_copy(update=left_open))
-    plan = _plan(recipe, stage, card, ram_gib)
+    plan = _with_rows(_plan(recipe, stage, card, ram_gib), recipe, card, rows)
     return plan if plan.fits else replace(plan, fixes=(BEGIN_AGAIN,))
+
+
+def _with_rows(plan: Plan, recipe: Recipe, card: Card | None, rows: DataReport | None) -> Plan:
+    """The plan with tokens and time of these very rows."""
+    if rows is None or not rows.used or not rows.tokens_per_epoch:
+        return plan
+    section = recipe.section(plan.stage)
+    tokens = rows.tokens_per_epoch
+    if isinstance(section, Dpo) and section.share_prompts:
+        tokens -= rows.prompt_tokens_per_epoch or 0
+    epochs = section.num_train_epochs
+    if section.max_steps is not None:
+        epochs = section.max_steps * section.effective_batch_size / rows.used
+    of_run = round(epochs * tokens)
+    plan = replace(plan, tokens_of_run=of_run)
+    steps = epochs * rows.used / section.effective_batch_size
+    micro_batches = max(1.0, steps * plan.settings.num_micro_batches(round(of_run / max(steps, 1))))
+    has_head = stages.of(plan.stage).answers
+    seconds = _seconds(recipe, card, plan.settings, of_run, micro_batches, has_head) if card else None
+    if card is None or card.bf16_tflops is None or seconds is None:
+        return plan
+    if stages.of(plan.stage).has_reference:
+        flops = tokens * terms.forward_flops_per_token(recipe.model.architecture)
+        seconds += flops / (card.bf16_tflops * 1e12)
+    return replace(plan, floor_seconds=seconds)
 
 
 def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan:
@@ -123,8 +157,8 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
         architecture.max_position_embeddings or LONGEST,
     )
     tokens = section.effective_batch_size * stages.of(stage).sequences_per_row * section.max_length
-    has_head = stages.of(stage).answers
-    seconds = _step_seconds(recipe, card, settings, tokens, has_head) if card else None
+    has_head, micro_batches = stages.of(stage).answers, settings.num_micro_batches(tokens)
+    seconds = _seconds(recipe, card, settings, tokens, micro_batches, has_head) if card else None
     return Plan(
         stage=stage,
         card=card.name if card else f"CPU with {ram_gib:.1f} GiB of RAM",
@@ -139,6 +173,7 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
         flops_per_token=terms.flops_per_token(architecture, settings.recompute_layers, has_head),
         floor_seconds_per_1000_steps=None if seconds is None else 1000 * seconds,
         floor_seconds=None if seconds is None or section.max_steps is None else section.max_steps * seconds,
+        tokens_of_run=None,
         fixes=() if peak <= room.budget else _fixes(recipe, stage, card, ram_gib, largest),
     )
 
@@ -162,16 +197,16 @@ class _Room:
         return cls(budget, context, usable - budget)
 
 
-def _step_seconds(
-    recipe: Recipe, card: Card, settings: Settings, tokens: int, has_head: bool
+def _seconds(
+    recipe: Recipe, card: Card, settings: Settings, tokens: int, micro_batches: float, has_head: bool
 ) -> float | None:
-    """Floor of an optimizer step over `tokens` tokens; DPO's reference pass comes on top."""
+    """Floor of training over `tokens` tokens; DPO's reference pass comes on top."""
     return terms.step_seconds(
         recipe.model.architecture,
         card,
         load_in_4bit=recipe.model.load_in_4bit,
         tokens=tokens,
-        micro_batches=settings.num_micro_batches(tokens),
+        micro_batches=micro_batches,
         recompute_layers=settings.recompute_layers,
         has_head=has_head,
     )

@@ -186,6 +186,11 @@ def logit_bytes(tokens: int, architecture: Architecture, chunk_gib: float) -> in
     return FP32 * vocab * rows
 
 
+def forward_flops_per_token(architecture: Architecture) -> float:
+    """Matrix products of a pass without gradients per token, at all of which the head is read: 2 a weight."""
+    return 2.0 * (linear_parameters(architecture) + architecture.vocab_size * architecture.hidden_size)
+
+
 def flops_per_token(architecture: Architecture, recompute_layers: int, has_head: bool = True) -> float:
     """Matrix products of a training step per token: 2 a weight forward, 2 backward (no gradient of a frozen
     weight), 2 more where recomputed; the head is never recomputed. LoRA's and attention's own are left out.
@@ -200,7 +205,7 @@ def step_seconds(
     card: Card,
     load_in_4bit: bool,
     tokens: int,
-    micro_batches: int,
+    micro_batches: float,
     recompute_layers: int,
     has_head: bool = True,
 ) -> float | None:

@@ -20,7 +20,8 @@ class SelectionStep(Record):
 class Rows(Record):
     """One side of the split. `dropped` counts rows by reason, `first_rows` are the lowest of each reason.
 
-    `lengths` are tokens a row, percentiles of each kind of length; `cut_fraction` is of the used rows.
+    `tokens_per_epoch` are of all sequences, the prompt of a pair twice; `lengths` are tokens a row, percentiles of each
+    kind of length; `cut_fraction` is of the used rows.
     """
 
     read: int | None
@@ -31,6 +32,7 @@ class Rows(Record):
     cut_fraction: float | None
     tokens_per_epoch: int | None
     trained_tokens_per_epoch: int | None
+    prompt_tokens_per_epoch: int | None
     lengths: dict[str, dict[str, int]] | None
     selection: list[SelectionStep] | None
 

@@ -63,6 +63,7 @@ class PlanMade(Record):
     flops_per_token: float | None
     floor_seconds_per_1000_steps: float | None
     floor_seconds: float | None
+    tokens_of_run: int | None
     fixes: list[str] | None
 
 
