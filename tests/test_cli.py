@@ -214,6 +214,24 @@ def test_memory_that_runs_out_is_a_message(capsys: pytest.CaptureFixture[str]) -
     assert ended.value.code == 2 and "out of memory (libtorch_cpu.so" in capsys.readouterr().err
 
 
+def test_sigterm_takes_away_what_was_begun_and_says_so(tmp_path: Path) -> None:
+    code = (
+        "import tempfile, time; from toolkit import cli\n"
+        "def main():\n"
+        f"    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(600)\n"
+        "cli.run(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "begun\n"
+    process.terminate()
+    assert process.communicate()[1] == "stopped by SIGTERM: nothing was saved as finished\n"
+    assert process.returncode == 143 and not list(tmp_path.iterdir())
+
+
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")

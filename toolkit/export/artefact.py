@@ -23,7 +23,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
 from toolkit.run import changes, locking
 from toolkit.run.rundir import RunDir
-from toolkit.run.sealing import MARK, damage, put_in_place, seal
+from toolkit.run.sealing import MARK, damage, put_in_place, room, seal
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
 FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
@@ -169,7 +169,8 @@ class Wanted:
                     f"cannot write to {self.folder.parent}: {error.strerror}; choose --out DIR"
                 ) from None
             try:
-                yield
+                with room(self.folder.parent, "take --out DIR on another disk"):
+                    yield
             finally:
                 shutil.rmtree(self.temporary, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Loads an export as its reader would, and answers. A program of its own: `python -P consumer.py REQUEST ANSWER`.
+"""Loads an export as its reader would, and answers. A program of its own: `python -P consumer.py <REQUEST >ANSWER`.
 
 It is run by path in a fresh process and imports nothing of this toolkit, because Unsloth rewrites transformers in the
 process that it is imported into: what loads there need not load elsewhere.
@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 
-def main(request_file: str, answer_file: str) -> None:
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    answers = [answer(load, request) for load in request["loads"]]
-    Path(answer_file).write_text(json.dumps(answers), encoding="utf-8")
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print
+    request = json.load(sys.stdin)
+    with answers:
+        json.dump([answer(load, request) for load in request["loads"]], answers)
 
 
 def answer(load: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -190,4 +192,4 @@ def _llama_cpp(load: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

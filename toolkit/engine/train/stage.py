@@ -26,10 +26,15 @@ from toolkit.files import digest
 from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.run_manifest import Base
 from toolkit.records.run_report import RunReport
+from toolkit.run import sealing
 from toolkit.run.rundir import STARTED_FROM, WEIGHTS
 from toolkit.training import schedule
 from toolkit.training.job import Job
 
+# What to do where the disk is full; the last checkpoint is complete
+ELSEWHERE = (
+    "move it to another disk and name that with --runs DIR; the command then goes on from the last checkpoint"
+)
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
 BuildTrainer = Callable[[Job, model.LoadedModel, preparation.Prepared], Any]
 
@@ -41,7 +46,7 @@ def run(job: Job, build: BuildTrainer) -> RunReport:
     and nothing in the run directory looks finished that is not: a signal after the adapter was saved comes too late.
     """
     stop = StopOnSignal(job.console)
-    with job.run.locked(), stop.listening(), attempt.room(job.run):
+    with job.run.locked(), stop.listening(), sealing.room(job.run.path, ELSEWHERE):
         started = time.monotonic()
         notes = job.start.check(job.recipe) if job.start else []
         checkpoint = attempt.begin(job)
