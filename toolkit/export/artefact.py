@@ -11,11 +11,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from toolkit.errors import UserError
 from toolkit.recipe import stages
@@ -179,10 +179,15 @@ class Wanted:
         seal(self.temporary, MARK, self.mark(verified))
         put_in_place(self.temporary, self.folder)
 
-    def reject(self) -> None:
-        """Sets what was built aside, without a mark."""
+    def reject(self, problems: Sequence[str], *fixes: str) -> NoReturn:
+        """Sets what was built aside, without a mark, and raises UserError with what its check found."""
         shutil.rmtree(self.failed, ignore_errors=True)
         self.temporary.rename(self.failed)
+        raise UserError(
+            *(f"the export is not the model that was trained: {problem}" for problem in problems),
+            *fixes,
+            f"it stands in {self.failed} to be looked at, with {PARITY}; nothing was written to {self.folder}",
+        )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -253,12 +253,7 @@ def _verify(
     )
     result.write(wanted.temporary / PARITY)
     if problems:
-        wanted.reject()
-        raise UserError(
-            *(f"the export is not the model that was trained: {problem}" for problem in problems),
-            *fixes,
-            f"it stands in {wanted.failed} to be looked at, with {PARITY}; nothing was written to {wanted.folder}",
-        )
+        wanted.reject(problems, *fixes)
     return result
 
 

@@ -20,7 +20,6 @@ from toolkit.engine.data import preparation
 from toolkit.engine.data.reading import load_item
 from toolkit.engine.export import parity
 from toolkit.engine.inference import reward_model
-from toolkit.errors import UserError
 from toolkit.export.artefact import PARITY, Wanted
 from toolkit.records.parity import ScoreParity, ScoreTolerance
 
@@ -95,11 +94,7 @@ def verify(wanted: Wanted, base: Path | None, scored: Scored, dtype: str, ask: p
     )
     result.write(wanted.temporary / PARITY)
     if problems:
-        wanted.reject()
-        raise UserError(
-            *(f"the export is not the model that was trained: {problem}" for problem in problems),
-            f"it stands in {wanted.failed} to be looked at, with {PARITY}; nothing was written to {wanted.folder}",
-        )
+        wanted.reject(problems)
     return result
 
 

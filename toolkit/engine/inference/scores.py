@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
 from toolkit.engine.base import oom
+from toolkit.engine.inference.batches import longest_first
 
 BATCH_TOKENS = 8192  # of a batch, padding counted; forward only, an 8B model holds 0.9 GiB for them
 
@@ -25,28 +25,14 @@ def of_tokens(
     The longest come first. With `recovery` a batch that does not fit is halved; raises UserError when one sequence
     alone does not. A model without a pad token takes one at a time.
     """
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]), reverse=True)
-    values, start = torch.zeros(len(sequences)), 0
     pad = model.config.get_text_config().pad_token_id
-    while start < len(order):
-        longest = len(sequences[order[start]])
-        size = 1 if pad is None else max(1, min(batch_tokens // longest, len(order) - start))
 
-        def batch(size: int, start: int = start) -> torch.Tensor:
-            return _batch(model, [sequences[index] for index in order[start : start + size]], pad).cpu()
+    def batch(indices: list[int]) -> torch.Tensor:
+        return _batch(model, [sequences[index] for index in indices], pad)[:, None]
 
-        if recovery is None:
-            result = batch(size)
-        else:
-            result, fitting = recovery.halving(
-                "scores", size, batch, partial("a row of {} tokens".format, longest)
-            )
-            if fitting < size:
-                batch_tokens = fitting * longest
-        values[order[start : start + len(result)]] = result
-        start += len(result)
-        advance(len(result))
-    return values
+    budget = 0 if pad is None else batch_tokens
+    lengths = [len(sequence) for sequence in sequences]
+    return longest_first(lengths, batch, budget, 1, "scores", advance, recovery)[:, 0]
 
 
 def _batch(model: Any, sequences: Sequence[list[int]], pad: int | None) -> torch.Tensor:
