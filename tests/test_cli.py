@@ -16,7 +16,7 @@ from toolkit.records.marks import Made
 from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import SEAL, seal
 
-STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo")]
+STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo", "reward")]
 
 
 # A script that ends with torch loaded took seconds for what should take one.
@@ -45,7 +45,7 @@ def mistake(name: str, *arguments: object, cwd: Path = ROOT, light: bool = False
     return " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "compare"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward", "compare"])
 def test_help_shows_the_usage(name: str) -> None:
     done = script(name, "--help")
     assert done.returncode == 0 and f"python run_{name}.py --recipe tiny" in done.stdout
@@ -212,6 +212,24 @@ def test_memory_that_runs_out_is_a_message(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         cli.run(main)
     assert ended.value.code == 2 and "out of memory (libtorch_cpu.so" in capsys.readouterr().err
+
+
+def test_sigterm_takes_away_what_was_begun_and_says_so(tmp_path: Path) -> None:
+    code = (
+        "import tempfile, time; from toolkit import cli\n"
+        "def main():\n"
+        f"    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(600)\n"
+        "cli.run(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline() == "begun\n"
+    process.terminate()
+    assert process.communicate()[1] == "stopped by SIGTERM: nothing was saved as finished\n"
+    assert process.returncode == 143 and not list(tmp_path.iterdir())
 
 
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -203,15 +205,22 @@ def _what_limits_memory(error: BaseException) -> str:
     return f"out of memory ({said}): close other programs, raise `ulimit -v`, or take a machine with more RAM"
 
 
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    """As Ctrl-C does: what was begun is taken away, and whoever works for this process ends with it."""
+    raise Interrupted(number, "stopped by SIGTERM: nothing was saved as finished")
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main. Exit codes: 0 done, 2 the user can fix it, 128 + signal stopped, 1 a fault."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         main()
     except UserError as error:
         _say(*error.problems)
         sys.exit(EXIT_USER)
     except Interrupted as stopped:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would only interrupt the way out
+        for number in (signal.SIGINT, signal.SIGTERM):  # one more would only interrupt the way out
+            signal.signal(number, signal.SIG_IGN)
         _errors().print(str(stopped), style="yellow", markup=False)
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:

@@ -46,6 +46,13 @@ def problems(run: RunDir, names: str) -> list[str]:
     return list(error.value.problems)
 
 
+def test_a_reward_model_is_not_compared(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "judge")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "SEQ_CLS"}')
+    with pytest.raises(UserError, match="holds a reward model: it gives scores"):
+        choose(RECIPE, RunDir(tmp_path, "tiny", "compare"), str(folder))
+
+
 def test_without_names_it_is_the_base_and_every_finished_stage(run: RunDir) -> None:
     assert list(choose(RECIPE, run, None)) == ["base", "sft", "dpo"]
     assert choose(RECIPE, run, "dpo, dpo") == {"dpo": run.of("dpo").adapter}

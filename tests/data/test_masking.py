@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import pickle
-import time
 from collections import Counter
 
 import pytest
@@ -13,7 +12,14 @@ from tests.conftest import ROOT
 from tests.data.test_rows import CHAT_ROWS, PAIR_ROWS
 from tests.samples import REAL, chats, needs_real_rows, pairs, read
 from tests.small_tokenizers import byte_level, metaspace
-from toolkit.data.masking import IGNORE_INDEX, Masking, TokenizedChat, TokenizedPair, generation_prompt
+from toolkit.data.masking import (
+    IGNORE_INDEX,
+    MOST_REPLIES,
+    Masking,
+    TokenizedChat,
+    TokenizedPair,
+    generation_prompt,
+)
 from toolkit.data.rows import Pair, Reason, to_messages, to_pair
 from toolkit.data.template import ChatTemplate, read_template
 from toolkit.data.turns import Messages
@@ -92,12 +98,30 @@ def test_of_many_turns_those_beyond_max_length_change_nothing(
     assert found == mask.chats([row])
 
 
-@pytest.mark.parametrize("overlong", ["cut", "drop"])
-def test_a_row_of_a_hundred_thousand_turns_takes_seconds(overlong: str) -> None:
-    begun = time.perf_counter()
-    [result] = masking("bytes", "llama3", 512, overlong).chats([chat(*["the", "an"] * 50_000)])
-    assert time.perf_counter() - begun < 20
-    assert result is Reason.ANSWER_CUT if overlong == "drop" else result.cut and result.num_trained
+@pytest.mark.parametrize(
+    ("max_length", "overlong", "dropped"),
+    [
+        (512, "cut", None),
+        (512, "drop", Reason.ANSWER_CUT),
+        (2**17, "cut", Reason.TOO_MANY_REPLIES),
+    ],
+)
+@pytest.mark.parametrize("num_turns", [10_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_a_row_of_many_turns_takes_time_that_grows_as_it_does(
+    num_turns: int, max_length: int, overlong: str, dropped: Reason | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render, rendered = ChatTemplate.render, []
+
+    def counted(self: ChatTemplate, messages: Messages, add_generation_prompt: bool = False) -> str:
+        rendered.append(len(messages))
+        return render(self, messages, add_generation_prompt)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    [result] = masking("bytes", "llama3", max_length, overlong).chats(
+        [chat(*["the", "an"] * (num_turns // 2))]
+    )
+    assert result is dropped if dropped else not isinstance(result, Reason) and result.cut
+    assert sum(rendered) < 3 * num_turns + MOST_REPLIES * (MOST_REPLIES + 1)
 
 
 # Known answers ------------------------------------------------------------------------------------------
@@ -287,11 +311,14 @@ def test_conversations_that_cannot_be_masked(chosen, end, messages, expected):
     assert mask.pairs([Pair(messages[:-1], messages[-1:], chat("", "the")[1:])]) == [expected]
 
 
-def test_every_reason_can_happen():
+def test_every_reason_can_happen(monkeypatch):
+    monkeypatch.setattr("toolkit.data.masking.MOST_REPLIES", 70)
+    many = chat(*["the", "an"] * 100)
     happened = {to_messages(row, schema) for schema, row, out in CHAT_ROWS if isinstance(out, Reason)}
     happened |= {to_pair(row, schema) for schema, row, out in PAIR_ROWS if isinstance(out, Reason)}
-    for chosen, end, messages, _ in UNMASKABLE:
-        happened.update(Masking(byte_level(), chosen, end, WHOLE).chats([messages]))
+    for chosen, end, messages, _ in (*UNMASKABLE, (LLAMA3, "<|eot_id|>", many, None)):
+        results = Masking(byte_level(), chosen, end, WHOLE).chats([messages])
+        happened.update(result for result in results if isinstance(result, Reason))
     pair = Pair(chat("the"), chat("", "an answer")[1:], chat("", "an an")[1:])
     for length in range(1, 40):
         for overlong in ("cut", "drop"):

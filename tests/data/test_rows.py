@@ -117,6 +117,18 @@ PAIR_ROWS = [
         Pair(say("s S", "u Q"), say("a yes, A"), say("a yes, B")),
     ),
     ("chosen_rejected", WHOLE, LONG),
+    ("chosen_messages", {f"{side}_messages": turns for side, turns in WHOLE.items()}, LONG),
+    (
+        "chosen_messages",
+        {
+            f"{side}_messages": [
+                {"role": "user", "content": [{"type": "text", "value": "Q"}], "loss_weight": 0.0},
+                {"role": "assistant", "content": [{"type": "text", "value": reply}], "loss_weight": 1.0},
+            ]
+            for side, reply in REPLIES.items()
+        },
+        PAIR,
+    ),
     ("conversations_chosen_rejected", {"conversations": sharegpt("u Q"), **REPLIES}, PAIR),
     (
         "conversations_chosen_rejected",

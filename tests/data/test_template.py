@@ -180,3 +180,12 @@ def test_a_blank_behind_the_generation_prompt_is_taken_off_by_the_template_itsel
         assert found.render(messages) == given.render(messages)
         asked = found.render(messages, add_generation_prompt=True)
         assert asked == given.render(messages, add_generation_prompt=True).rstrip(" ") and asked.endswith(":")
+
+
+def test_a_conversation_that_is_scored_ends_with_the_token_that_closes_its_last_reply() -> None:
+    chatml = shipped("chatml").ending_with("<|im_end|>")
+    assert shipped("chatml").render(CHAT) == chatml.render(CHAT) + "\n"
+    assert chatml.render(CHAT).endswith("So is that.<|im_end|>")
+    assert chatml.render(CHAT[:1], add_generation_prompt=True).endswith("<|im_start|>assistant\n")
+    llama3 = shipped("llama3")
+    assert llama3.ending_with("<|eot_id|>") is llama3, "it ends so by itself"

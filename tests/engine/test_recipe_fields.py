@@ -33,6 +33,7 @@ from toolkit.memory.plan import plan_stage
 from toolkit.recipe.fields import declared, key_of, sections_in
 from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.stages import RowKind
 from toolkit.run.rundir import RunDir
 from toolkit.training import trainer_args
 
@@ -56,11 +57,14 @@ def numbered(**texts: str) -> list[dict[str, Any]]:
 SETS = {
     "sft": numbered(instruction="question {}", output="answer {}"),
     "dpo": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
+    "reward": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
 }
+KINDS: dict[str, RowKind] = {"sft": "chat", "dpo": "pair", "reward": "pair"}
 
 HELD_OUT = {
     "sft": numbered(instruction="other {}", output="answer {}")[:5],
     "dpo": numbered(prompt="other {}", chosen="answer {}", rejected="nothing")[:5],
+    "reward": numbered(prompt="other {}", chosen="answer {}", rejected="nothing")[:5],
 }
 
 # A field that acts in a whole run alone, and the test that changes it there.
@@ -89,6 +93,8 @@ GIVEN = {
         "{stage}.datasets=[{{path: {stage}.jsonl, weight: 1}}, {{path: held_out_{stage}.jsonl, weight: 1}}]"
     ],
     "eval_steps": ["{stage}.eval_rows=3"],
+    "label_smoothing": ["{stage}.loss_type=robust"],
+    "precompute_ref_batch_size": ["{stage}.max_length=16"],  # else the tokens of a micro-batch bound it first
 }
 
 # Another value, where it does not follow from the type.
@@ -102,6 +108,7 @@ OTHER = {
     "memory.budget_gib": 1.0,
     "memory.recompute_layers": "all",
     "memory.per_device_train_batch_size": 2,
+    "memory.tokens_per_micro_batch": 64,
     "memory.loss_chunk_gib": 3.0,
     "compare.batch_size": 1,
     "compare.measures": {"thanks": "thank"},
@@ -125,7 +132,8 @@ FIELDS = [
 
 
 def of_any_stage(path: str) -> str:
-    return path.removeprefix("sft.").removeprefix("dpo.")
+    stage, _, rest = path.partition(".")
+    return rest if stage in KINDS else path
 
 
 def another(path: str, value: Any) -> Any:
@@ -148,22 +156,21 @@ def another(path: str, value: Any) -> Any:
 
 
 def plans(recipe: Recipe) -> Any:
-    return [asdict(plan_stage(recipe, name, CARDS["rtx3090"], 64)) for name in ("sft", "dpo")]
+    return [asdict(plan_stage(recipe, name, CARDS["rtx3090"], 64)) for name in KINDS]
 
 
 def arguments(recipe: Recipe) -> Any:
     settings = plan_stage(recipe, "sft", None, 64).settings
-    return [getattr(trainer_args, name)(recipe, settings, Path("out")) for name in ("sft", "dpo")]
+    return [getattr(trainer_args, name)(recipe, settings, Path("out")) for name in KINDS]
 
 
 def checks(recipe: Recipe) -> Any:
     """Of the machine, were it one without a GPU, and of the sets as they lie there."""
     machine = replace(hardware.here(), gpu=None, no_gpu="for this test")
     found = hardware.check(recipe.gpu, machine, ("2.0", None))
-    kinds = {"sft": "chat", "dpo": "pair"}
     return found + [
-        text for name in kinds for text in sets.problems(recipe, recipe.section(name), kinds[name])
-    ]  # type: ignore[arg-type]
+        text for name, kind in KINDS.items() for text in sets.problems(recipe, recipe.section(name), kind)
+    ]
 
 
 def comparison(recipe: Recipe) -> Any:
@@ -205,7 +212,7 @@ def asked_of_the_hub(recipe: Recipe) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading.datasets, "load_dataset", load_dataset)
-        for name in ("sft", "dpo"):
+        for name in KINDS:
             for source in recipe.section(name).datasets:
                 if not sets.is_local_file(recipe, source):
                     with pytest.raises(UserError):
@@ -225,9 +232,9 @@ def rows(recipe: Recipe) -> Any:
     from toolkit.engine.data.examples import load_tokenizer
 
     made = []
-    for name, kind in (("sft", "chat"), ("dpo", "pair")):
+    for name, kind in KINDS.items():
         section = recipe.section(name)
-        prepared = preparation.prepare(recipe, section, kind, load_tokenizer(recipe), Console(quiet=True))  # type: ignore[arg-type]
+        prepared = preparation.prepare(recipe, section, kind, load_tokenizer(recipe), Console(quiet=True))
         made.append([prepared.train[:], prepared.eval and prepared.eval[:]])
     return made
 
@@ -287,7 +294,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "max_dropped_fraction=0.9",
         "max_length=256",
     ]
-    overrides = [f"{name}.{value.format(name)}" for name in ("sft", "dpo") for value in values]
+    overrides = [f"{name}.{value.format(name)}" for name in KINDS for value in values]
     (folder / "fields.yaml").write_text(load("tiny", (*overrides, "compare.max_new_tokens=4")).to_yaml())
 
     wanted = ("tokenizer.json", "tokenizer_config.json", "config.json")

@@ -63,6 +63,22 @@ def source(path: str) -> str:
             "the allocator's variable may be set otherwise at import: toolkit/env.py",
         ),
         (
+            "unsloth/models/llama.py",
+            r"if num_labels is not None:[\s\S]*AutoModelForSequenceClassification\.from_pretrained",
+            "models with a score may be loaded otherwise on a GPU: toolkit/engine/base/score_head.py",
+        ),
+        (
+            "unsloth/models/llama.py",
+            r"freeze_peft_variant_weights\(model\)\n\s+_unfreeze_modules_to_save\(model\)",
+            "the score may stay frozen on a GPU: toolkit/engine/base/score_head.py asserts that it is trained",
+        ),
+        (
+            "unsloth_zoo/cpu/loader.py",
+            r"def _disable_bnb_cpu_weight_packing[\s\S]*"
+            r"model = AutoModelForCausalLM\.from_pretrained",
+            "the CPU backend may know models with a score: toolkit/engine/base/score_head.py",
+        ),
+        (
             "unsloth/models/loader.py",
             r"offload_embedding = OFFLOAD_EMBEDDING_AUTO,",
             "the embedding may stay on the card by itself: model.load need not ask for it",
@@ -142,7 +158,8 @@ import unsloth
 from unsloth.models import rl
 rl.patch_trl_rl_trainers()
 import trl
-print(json.dumps({name: inspect.getsourcefile(getattr(trl, name)) for name in ("SFTTrainer", "DPOTrainer")}))
+names = ("SFTTrainer", "DPOTrainer", "RewardTrainer")
+print(json.dumps({name: inspect.getsourcefile(getattr(trl, name)) for name in names}))
 """
 
 
@@ -167,6 +184,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.long
 def test_the_trainers_that_unsloth_generates_for_a_gpu(generated: dict[str, str]) -> None:
     sft, dpo = generated["SFTTrainer"], generated["DPOTrainer"]
+    assert "rewards_chosen - rewards_rejected" in generated["RewardTrainer"], "its loss is another than TRL's"
     for name, text in generated.items():
         for attribute in ("self._total_train_tokens = 0", "self._metrics = {"):
             assert attribute in text, f"{name} has no {attribute}: toolkit/engine/train/pieces.py reads it"

@@ -50,6 +50,22 @@ def rows(num: int = 40) -> Rows:
     )
 
 
+def test_the_reward_is_a_token_where_the_loss_takes_it_so_and_a_margin_no_probability_where_it_is_none() -> (
+    None
+):
+    given = rows(40)
+    reference = given.gap(given.chosen["sft"], given.rejected["sft"], "sigmoid_norm")
+    given.rewarded = {"dpo": Rewarded(reference, 0.1, "sigmoid_norm")}
+    expected = 0.1 * (
+        (given.chosen["dpo"] - given.chosen["sft"]) / 10
+        - (given.rejected["dpo"] - given.rejected["sft"]) / 20
+    )
+    assert np.allclose(given.margins("dpo"), expected)  # type: ignore[arg-type]
+    assert "brier_score" in given.pairs("dpo")
+    given.rewarded = {"dpo": Rewarded(reference, 0.1, "hinge")}
+    assert "preference_accuracy" in given.pairs("dpo") and "brier_score" not in given.pairs("dpo")
+
+
 MODELS = ("base", "sft", "dpo")
 
 

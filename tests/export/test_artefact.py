@@ -1,6 +1,8 @@
 """An export is there only as it was made: whole, of this adapter, and nothing else's."""
 
 import argparse
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,14 @@ def test_an_adapter_that_is_not_what_was_saved_is_not_exported(runs: Path) -> No
     (RunDir(runs, "tiny", "sft").adapter / WEIGHTS).write_text("other")
     with pytest.raises(UserError, match="is damaged"):
         wanted(runs)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(runs: Path) -> None:
+    asked = wanted(runs)
+    with pytest.raises(UserError, match="No space left on device"), asked.building():
+        (asked.temporary / WEIGHTS).write_text("expo")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [path.name for path in asked.folder.parent.iterdir()] == [f".{asked.folder.name}.lock"]
 
 
 def test_two_at_once_are_one_and_a_message(runs: Path) -> None:

@@ -15,7 +15,7 @@ from toolkit.errors import UserError
 from toolkit.files import digest, write_json
 from toolkit.records.marks import AdapterMark, Made
 from toolkit.run.rundir import STARTED_FROM, WEIGHTS, RunDir
-from toolkit.run.sealing import MARK, SEAL, seal
+from toolkit.run.sealing import MARK, SEAL, check, seal
 
 
 @pytest.fixture
@@ -36,6 +36,15 @@ def test_an_adapter_without_its_mark_is_none(run: RunDir) -> None:
     run.adapter.mkdir()
     (run.adapter / "adapter_model.safetensors").touch()
     assert run.finished_with() is None and not run.is_finished({})
+
+
+@pytest.mark.parametrize("mark", [b"", b'{"num_steps": 3, "files": {"adapter_mo', b"\xff\xfe", b"[1]"])
+def test_an_adapter_whose_mark_was_cut_off_is_none_and_is_not_loaded(run: RunDir, mark: bytes) -> None:
+    finish(run, seed=1)
+    (run.adapter / MARK).write_bytes(mark)
+    assert not run.is_finished({"seed": 1})
+    with pytest.raises(UserError, match="is damaged: it was not finished"):
+        check(run.adapter)
 
 
 def test_a_finished_run_of_other_values_is_refused_with_both_values(run: RunDir) -> None:

@@ -19,11 +19,12 @@ def arguments(stage: str, *overrides: str) -> dict[str, Any]:
     return getattr(trainer_args, stage)(load("tiny", overrides), SETTINGS, Path("out"))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
 def test_every_keyword_exists_in_the_pinned_config(stage: str) -> None:
-    from trl import DPOConfig, SFTConfig
+    from trl import DPOConfig, RewardConfig, SFTConfig
 
-    known = {field.name for field in dataclasses.fields({"sft": SFTConfig, "dpo": DPOConfig}[stage])}
+    configs = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig}
+    known = {field.name for field in dataclasses.fields(configs[stage])}
     assert arguments(stage).keys() <= known
 
 
@@ -47,14 +48,15 @@ def test_every_keyword_exists_in_the_pinned_config(stage: str) -> None:
         ("seed=5", "seed", 5),
     ],
 )
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
 def test_a_recipe_value_arrives(stage: str, override: str, keyword: str, value: Any) -> None:
     assert arguments(stage, override.format(stage))[keyword] == value
 
 
 def test_the_values_of_one_stage_only() -> None:
     assert arguments("dpo", "dpo.beta=0.3")["beta"] == 0.3
-    assert arguments("dpo", "dpo.label_smoothing=0.1")["loss_type"] == ["robust"]
+    robust = arguments("dpo", "dpo.loss_type=robust", "dpo.label_smoothing=0.1")
+    assert (robust["loss_type"], robust["label_smoothing"]) == (["robust"], 0.1)
     assert arguments("sft", "sft.packing=true")["packing"] is True
 
 

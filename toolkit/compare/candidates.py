@@ -26,10 +26,11 @@ def choose(recipe: Recipe, run: RunDir, names: str | None) -> dict[str, Path | N
     finished or continued another adapter than stands there, adapters of another base.
     """
     if names is None:
-        finished = [stage for stage in stages.names() if run.of(stage).finished_with() is not None]
+        finished = [stage for stage in stages.answering() if run.of(stage).finished_with() is not None]
         if not finished:
-            absent = (str(run.of(stage.name).adapter) for stage in recipe.stages())
-            commands = (f"`{command.propose(stage.name, recipe.name)}`" for stage in recipe.stages())
+            asked_of = [stage.name for stage in recipe.stages() if stage.answers]
+            absent = (str(run.of(name).adapter) for name in asked_of)
+            commands = (f"`{command.propose(name, recipe.name)}`" for name in asked_of)
             raise UserError(
                 f"nothing to compare: no finished adapter in {' or '.join(absent)}; "
                 f"run {' and '.join(commands)} first"
@@ -38,7 +39,7 @@ def choose(recipe: Recipe, run: RunDir, names: str | None) -> dict[str, Path | N
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not asked:
         raise UserError(
-            f"--models {names!r} names no model: take {BASE}, {', '.join(stages.names())} or paths"
+            f"--models {names!r} names no model: take {BASE}, {', '.join(stages.answering())} or paths"
         )
     folders: dict[str, Path | None] = {}
     problems = []

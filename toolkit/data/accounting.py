@@ -1,6 +1,6 @@
 """What became of every row: read, used, dropped for which reason, cut; and how long the used ones are. Pure.
 
-Accountings add up, so each process of a preparation makes its own: `sum(parts, Accounting())`.
+Accountings add up, so each batch of a preparation makes its own: `sum(parts, Accounting())`.
 """
 
 import itertools

@@ -25,6 +25,8 @@ from toolkit.recipe.stages import RowKind
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy ignores
 
 FEW_REPLIES = 64  # up to so many are all looked at
+# Of one row, within max_length. Each costs a render of all before it: two seconds of work in all.
+MOST_REPLIES = 1000
 
 Span = tuple[int, int]  # [start, end)
 
@@ -148,7 +150,8 @@ class Masking:
     def _replies_that_fit(self, whole: str, messages: Messages, replies: list[int]) -> list[Span]:
         """The spans of replies that begin within `max_length` tokens, and of the last one, which tells of a cut.
 
-        Each reply costs a render of all before it: of 100,000 turns only those are looked at that are trained.
+        Raises Unusable where they are more than MOST_REPLIES: a template may write a turn otherwise for whatever
+        follows it, so each needs a render of its own.
         """
         [encoding] = self._encode([whole])
         end = encoding.offsets[self.max_length][0] if len(encoding) > self.max_length else len(whole)
@@ -157,6 +160,8 @@ class Masking:
             spans.append(self._reply(whole, messages, i))
             if spans[-1][0] > end:
                 break
+            if len(spans) == MOST_REPLIES:
+                raise Unusable(Reason.TOO_MANY_REPLIES)
         return [*spans, self._reply(whole, messages, replies[-1])]
 
     def _reply(self, whole: str, messages: Messages, i: int) -> Span:

@@ -111,8 +111,9 @@ def _system(recipe: Recipe) -> Messages:
 
 
 def _system_turn(recipe: Recipe) -> SystemTurns:
-    """As the rows of the last stage were trained."""
-    return recipe.section(recipe.stages()[-1].name).system_turn
+    """As the rows of the last stage that answers were trained."""
+    *_, last = [stage.name for stage in recipe.stages() if stage.answers] or [recipe.stages()[-1].name]
+    return recipe.section(last).system_turn
 
 
 def _rows(name: str, file: str) -> Iterable[tuple[int, Any]]:

@@ -46,6 +46,7 @@ class Reason(enum.StrEnum):
     TEMPLATE_UNSTABLE = "template_unstable", "the template writes earlier turns differently once more follow"
     NO_END_OF_TURN = "no_end_of_turn", "the template does not close a reply with the end-of-turn token"
     # the row within max_length (masking.py)
+    TOO_MANY_REPLIES = "too_many_replies", "more than 1,000 replies begin within max_length"
     NO_ROOM = "prompt_leaves_no_room", "the prompt alone fills max_length"
     EQUAL_AFTER_CUT = "equal_after_cutting", "chosen and rejected are the same once cut at max_length"
     ANSWER_CUT = "answer_cut", "an answer does not end within max_length and the recipe drops such rows"

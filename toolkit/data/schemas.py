@@ -186,6 +186,11 @@ SCHEMAS: dict[RowKind, dict[str, Schema]] = {
         "chosen_rejected": Schema(
             _columns("chosen rejected"), _pair(lambda row: [], "chosen", "rejected"), _replies_are("turns")
         ),
+        "chosen_messages": Schema(
+            _columns("chosen_messages rejected_messages"),
+            _pair(lambda row: [], "chosen_messages", "rejected_messages"),
+            _any,
+        ),
         "conversations_chosen_rejected": Schema(
             _columns("conversations chosen rejected"), _pair(_context, "chosen", "rejected"), _in_words
         ),
@@ -208,4 +213,5 @@ PROMPTS: dict[str, Callable[[Row], Messages]] = {
     "instruction": lambda row: _with_system(row, _asked(row)),
     "question": lambda row: _with_system(row, _question(row)),
     "chosen": lambda row: read_said("assistant", row["chosen"]),
+    "chosen_messages": lambda row: read_said("assistant", row["chosen_messages"]),
 }

@@ -75,11 +75,29 @@ class ChatTemplate:
             return self
         if not asked.endswith(" "):
             return self
-        body = self.source.removesuffix("\n")  # as Jinja itself does
-        source = (
-            f"{{% set rendered %}}\n{body}{{%+ endset %}}"  # Jinja takes the line feed behind the block away
-            "{{ rendered.rstrip(' ') if add_generation_prompt else rendered }}"
+        return self._then("rendered.rstrip(' ') if add_generation_prompt else rendered")
+
+    def ending_with(self, end_of_turn: str) -> "ChatTemplate":
+        """The same template, whose conversations end with the token that closes the last reply.
+
+        What some write behind it, ChatML's line feed, training does not see: a score would be read off another token.
+        """
+        try:
+            told = self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}])
+        except TemplateRefused:
+            return self
+        if told.endswith(end_of_turn) or end_of_turn not in told:
+            return self
+        end = json.dumps(end_of_turn)
+        return self._then(
+            f"rendered if add_generation_prompt or {end} not in rendered else rendered.rpartition({end})[0] + {end}"
         )
+
+    def _then(self, expression: str) -> "ChatTemplate":
+        """This template, and of what it `rendered` the value of a Jinja expression."""
+        body = self.source.removesuffix("\n")  # as Jinja itself does
+        # Jinja takes the line feed behind the block away
+        source = f"{{% set rendered %}}\n{body}{{%+ endset %}}{{{{ {expression} }}}}"
         return dataclasses.replace(self, source=source)
 
     def special_tokens(self, added_tokens: Iterable[str]) -> list[str]:

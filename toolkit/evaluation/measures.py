@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from toolkit.evaluation import calibration
 from toolkit.evaluation.intervals import CONFIDENCE, NUM_RESAMPLES, Floats, PerRow, Resampled
+from toolkit.recipe.dpo_losses import LOSSES, DpoLoss
 from toolkit.records.evaluation_report import (
     CalibrationError,
     Evaluation,
@@ -34,10 +35,11 @@ OTHER = "(other sources)"
 
 @dataclass(frozen=True)
 class Rewarded:
-    """What tells a model's implicit rewards: `reference` is chosen less rejected of what it was trained against."""
+    """What tells a model's implicit rewards: `reference` is the `gap` of what it was trained against, by `loss`."""
 
     reference: Floats
     beta: float
+    loss: DpoLoss = "sigmoid"
 
 
 @dataclass
@@ -59,12 +61,23 @@ class Rows:
     pair_sources: list[str] = field(default_factory=list)
     rewarded: dict[str, Rewarded] = field(default_factory=dict)
 
+    def gap(self, chosen: Floats, rejected: Floats, loss: DpoLoss) -> Floats:
+        """Log-probs of the chosen replies less those of the rejected, a token where the loss takes them so."""
+        if LOSSES[loss].per_token:
+            return chosen / self.chosen_tokens - rejected / self.rejected_tokens
+        return chosen - rejected
+
     def margins(self, model: str) -> Floats | None:
         """Implicit reward of chosen less that of rejected: Rafailov et al. (2023), equation 7. Of `rewarded` only."""
         told = self.rewarded.get(model)
         if told is None or model not in self.chosen:
             return None
-        return told.beta * (self.chosen[model] - self.rejected[model] - told.reference)
+        return told.beta * (self.gap(self.chosen[model], self.rejected[model], told.loss) - told.reference)
+
+    def log_odds(self, model: str) -> Floats | None:
+        """The margins, where they say how probable it is that chosen is preferred."""
+        told = self.rewarded.get(model)
+        return self.margins(model) if told and LOSSES[told.loss].log_odds else None
 
     def conversations(self, model: str) -> dict[str, PerRow]:
         """Measures over the held-out conversations, in nats."""
@@ -79,8 +92,9 @@ class Rows:
             measures = {
                 "preference_accuracy": PerRow.fraction(margins > 0),
                 "preference_margin": PerRow.mean(margins),
-                **calibration.per_row(margins),
             }
+        if (log_odds := self.log_odds(model)) is not None:
+            measures |= calibration.per_row(log_odds)
         chosen, rejected = self.chosen[model], self.rejected[model]
         per_token = chosen / self.chosen_tokens - rejected / self.rejected_tokens
         return measures | {
@@ -134,7 +148,7 @@ def summary(rows: Rows, models: Sequence[str], seed: int) -> Evaluation:
             paired[f"{one}_vs_{other}"] |= {
                 name: PairedMeasure(*together.difference((one, name), (other, name))) for name in shared
             }
-        for source, chosen in _of_each(sources).items():
+        for source, chosen in of_each(sources).items():
             of_source = _together(per_row, seed, chosen)
             for model in models:
                 if per_row[model]:
@@ -144,7 +158,7 @@ def summary(rows: Rows, models: Sequence[str], seed: int) -> Evaluation:
         if by_source[model]:
             found_by_source = {name: HeldOutMeasures(**found) for name, found in by_source[model].items()}
             measured[model]["by_source"] = found_by_source
-        if (margins := rows.margins(model)) is not None:
+        if (margins := rows.log_odds(model)) is not None:
             error = calibration.calibration_error(margins, seed)
             measured[model]["calibration_error"] = CalibrationError(**error)  # type: ignore[arg-type]
             measured[model]["reliability"] = [
@@ -184,7 +198,7 @@ def _intervals(resampled: Resampled, model: str, names: Iterable[str]) -> dict[s
     return found
 
 
-def _of_each(sources: list[str]) -> dict[str, NDArray[np.bool_]]:
+def of_each(sources: list[str]) -> dict[str, NDArray[np.bool_]]:
     """Which rows are of each source, the most frequent first; {} when all are of one."""
     names, counted = np.array(sources), Counter(sources).most_common()
     if len(counted) < 2:

@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         metavar="NAMES",
-        help=f"of {BASE}, {', '.join(stages.names())} and variants, as dpo-beta02 (default: base and finished stages)",
+        help=f"of {BASE}, {', '.join(stages.answering())} and variants, as dpo-beta02 (default: base, finished stages)",
     )
     tasks = parser.add_argument_group("benchmarks, with EleutherAI's lm-evaluation-harness")
     tasks.add_argument("--tasks", metavar="NAMES", help="its task names, e.g. arc_easy,hellaswag")
@@ -79,14 +79,14 @@ def choose(recipe: Recipe, run: RunDir, arguments: argparse.Namespace) -> Scope:
 
 def _models(recipe: Recipe, run: RunDir, asked: str | None) -> tuple[tuple[str, ...], list[str]]:
     """The models asked for, else the base and every finished stage; and what is wrong with them."""
-    finished = run.finished()
-    known = [stage.name for stage in recipe.stages()]
+    finished = [name for name in run.finished() if stages.of(name).answers]
+    known = [stage.name for stage in recipe.stages() if stage.answers]
     names = [name.strip() for name in asked.split(",")] if asked else [BASE, *(set(finished) & set(known))]
     if not asked and len(names) == 1:
         names += known
     problems = [
         f"--models {name!r} is no model of a recipe: choose from "
-        f"{', '.join(dict.fromkeys([BASE, *stages.names(), *finished]))}"
+        f"{', '.join(dict.fromkeys([BASE, *stages.answering(), *finished]))}"
         for name in names
         if name != BASE and not stages.is_variant(name)
     ]

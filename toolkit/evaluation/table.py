@@ -11,7 +11,8 @@ from rich.table import Table
 
 from toolkit.recipe import stages
 from toolkit.records.evaluation_report import Evaluation, Measure, ModelMeasures, PairedMeasure, TaskMeasure
-from toolkit.report.measures import OF_HELD_OUT, Shown
+from toolkit.records.run_report import PairScores
+from toolkit.report.measures import OF_HELD_OUT, OF_SCORES, Shown
 
 Models = Mapping[str, ModelMeasures]
 
@@ -80,6 +81,20 @@ def calibration_lines(models: Models) -> list[str]:
                 f"\\[{low}, {high}]: {what}; margins that mean what they say stay below a calibration error of "
                 f"{100 * error.calibrated_high:.1f}% on {error.num_rows or 0:,} pairs"
             )
+    return lines
+
+
+def score_lines(found: PairScores) -> list[str]:
+    """One line a measure of a reward model on held-out pairs, with 95 % intervals, and one a source."""
+    lines = [
+        f"[bold]{how.label}[/] {_cell(how, measure, ' ')} [dim]{measure.num_rows or 0:,} pairs[/]"
+        for name, how in OF_SCORES.items()
+        if (measure := getattr(found, name)) is not None
+    ]
+    for source, scores in (found.by_source or {}).items():
+        if scores.accuracy is not None:
+            cell = _cell(OF_SCORES["accuracy"], scores.accuracy, " ")
+            lines.append(f"  {escape(source)}: {cell} [dim]{scores.accuracy.num_rows or 0:,} pairs[/]")
     return lines
 
 

@@ -11,11 +11,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from toolkit.errors import UserError
 from toolkit.recipe import stages
@@ -23,7 +23,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.records.marks import ExportMark
 from toolkit.run import changes, locking
 from toolkit.run.rundir import RunDir
-from toolkit.run.sealing import MARK, damage, put_in_place, seal
+from toolkit.run.sealing import MARK, damage, put_in_place, room, seal
 
 Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
 FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
@@ -81,6 +81,11 @@ class Wanted:
     def name(self) -> str:
         """The variant's: a stage, or dpo-beta02."""
         return self.run.name
+
+    @property
+    def answers(self) -> bool:
+        """Whether the model can be asked; a reward model gives scores instead."""
+        return stages.of(self.name).answers
 
     @property
     def base_16bit(self) -> str:
@@ -165,7 +170,8 @@ class Wanted:
                     f"cannot write to {self.folder.parent}: {error.strerror}; choose --out DIR"
                 ) from None
             try:
-                yield
+                with room(self.folder.parent, "take --out DIR on another disk"):
+                    yield
             finally:
                 shutil.rmtree(self.temporary, ignore_errors=True)
 
@@ -174,10 +180,15 @@ class Wanted:
         seal(self.temporary, MARK, self.mark(verified))
         put_in_place(self.temporary, self.folder)
 
-    def reject(self) -> None:
-        """Sets what was built aside, without a mark."""
+    def reject(self, problems: Sequence[str], *fixes: str) -> NoReturn:
+        """Sets what was built aside, without a mark, and raises UserError with what its check found."""
         shutil.rmtree(self.failed, ignore_errors=True)
         self.temporary.rename(self.failed)
+        raise UserError(
+            *(f"the export is not the model that was trained: {problem}" for problem in problems),
+            *fixes,
+            f"it stands in {self.failed} to be looked at, with {PARITY}; nothing was written to {self.folder}",
+        )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +229,10 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
         )
     elif quant and quant not in QUANTS:
         problems.append(f"--quant {arguments.quant}: no such quantisation; one of {', '.join(QUANTS)}")
+    if is_gguf and not stages.of(named).answers:
+        problems.append(
+            f"--format {arguments.format} is for models that answer, {named} gives scores: take adapter or merged_16bit"
+        )
     if not arguments.push and (arguments.public or arguments.dry_run):
         problems.append("--public and --dry-run go with --push USER/REPO")
     if arguments.push and arguments.no_verify:

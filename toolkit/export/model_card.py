@@ -14,7 +14,7 @@ from toolkit.export.artefact import Wanted
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe, Source
 from toolkit.records.evaluation_report import Evaluation, Measure
-from toolkit.records.parity import Parity
+from toolkit.records.parity import Parity, ScoreParity
 from toolkit.records.run_report import RunReport
 from toolkit.redaction import blanked
 from toolkit.report.run_record import is_of_other_weights, written
@@ -48,6 +48,14 @@ inputs = tokenizer.apply_chat_template(
 output = model.generate(**inputs, max_new_tokens={max_new_tokens})
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 """
+SCORE = """\
+model.config.pad_token_id = tokenizer.pad_token_id
+ids = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": {prompt}}}, {{"role": "assistant", "content": "An answer."}}],
+    return_tensors="pt", return_dict=True,
+).to(model.device)
+print(model(**ids).logits.item())  # larger for the better answer to the same question
+"""
 LLAMA_CPP = """\
 from llama_cpp import Llama
 
@@ -59,7 +67,7 @@ print(llama.create_chat_completion([{{"role": "user", "content": {prompt}}}])["c
 def write(
     wanted: Wanted,
     licence: str | None,
-    parity: Parity | None,
+    parity: Parity | ScoreParity | None,
     gguf: str | None = None,
     notes: list[str] | None = None,
     data_licences: Mapping[str, str] | None = None,
@@ -78,7 +86,7 @@ def write(
     if wanted.format in LOAD:
         front += [f"library_name: {'peft' if wanted.format == 'adapter' else 'transformers'}"]
     front += [
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'text-generation' if wanted.answers else 'text-classification'}",
         f"tags: [trl, unsloth, {stage}, lora]",
         "---",
         "",
@@ -144,13 +152,21 @@ def _source(source: Source, licences: Mapping[str, str]) -> str:
     return source.path + (f" ({', '.join(said)})" if said else "")
 
 
-def _measures(wanted: Wanted, trained: list[str], parity: Parity | None, notes: list[str]) -> list[str]:
+def _measures(
+    wanted: Wanted, trained: list[str], parity: Parity | ScoreParity | None, notes: list[str]
+) -> list[str]:
     rows = []
     for name in trained:
         report = RunReport.load(wanted.run.of(name).report, notes) or RunReport.unknown()
         if report.loss_first is not None and report.loss_last is not None:
             rows.append(
                 f"- {name}: loss {report.loss_first:.4f} to {report.loss_last:.4f} in {report.num_steps} steps"
+            )
+        if report.scores and report.scores.accuracy:
+            accuracy = report.scores.accuracy
+            rows.append(
+                f"- {name}: {accuracy.value:.1%} of {accuracy.num_rows} held-out pairs have the larger score for the "
+                f"chosen reply, 95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}"
             )
         for key, value in (report.eval or {}).items():
             if key in ("loss", "rewards/accuracies", "rewards/margins") and value is not None:
@@ -161,7 +177,12 @@ def _measures(wanted: Wanted, trained: list[str], parity: Parity | None, notes: 
                 f" [{measure.low:.4f}, {measure.high:.4f}]" if None not in (measure.low, measure.high) else ""
             )
             rows.append(f"- {wanted.name}, {name}: {measure.value:.4f}{ends}")
-    if parity:
+    if isinstance(parity, ScoreParity):
+        rows.append(
+            f"- this export against {parity.against}: scores differ by {parity.mean_score_diff:.4f} of their spread in "
+            f"the mean and {parity.max_score_diff:.4f} at most (`parity.json`)"
+        )
+    elif parity:
         rows.append(
             f"- this export against {parity.against}: log-probs differ by {parity.mean_logprob_diff:.4f} in the "
             f"mean and {parity.max_logprob_diff:.4f} at most, {parity.equal_greedy_fraction:.1%} of greedy "
@@ -204,8 +225,15 @@ def _use(wanted: Wanted, gguf: str | None) -> list[str]:
                 'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
                 "        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)"
             )
+        if not wanted.answers and wanted.format == "adapter":
+            arguments.append("num_labels=1")
         code = LOAD[wanted.format].format(
             folder=folder, arguments="\n    " + ",\n    ".join(arguments) + ",\n"
         )
+        if not wanted.answers:
+            code = "\n".join(line for line in code.splitlines() if "generation_config" not in line) + "\n"
+            code = code.replace("ForCausalLM", "ForSequenceClassification").replace(", GenerationConfig", "")
+            code += SCORE.format(prompt=prompt)
+            return ["```python", code.rstrip("\n"), "```"]
         code += ASK.format(prompt=prompt, max_new_tokens=recipe.compare.max_new_tokens)
     return ["```python", code.rstrip("\n"), "```"]

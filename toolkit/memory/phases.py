@@ -63,12 +63,15 @@ class Phases:
         section, lora, four_bit = recipe.section(stage), recipe.lora, recipe.model.load_in_4bit
         self.stage, self.architecture, self.on_gpu = stages.of(stage), recipe.model.architecture, on_gpu
         self.by_log_probs = "log_probs" in self.stage.memory_phases
+        self.has_head = self.stage.answers
         tensors = terms.lora_tensors(self.architecture, lora)
+        if not self.has_head:
+            tensors = [*tensors, self.architecture.hidden_size]  # the trained row of the score
         self.adapter = terms.FP32 * sum(tensors)
         self.scratch = terms.dequantisation_bytes(self.architecture) if on_gpu and four_bit else 0
         self.frozen: Items = {
             "weights": terms.layer_weight_bytes(self.architecture, four_bit),
-            "embeddings_and_head": terms.embedding_bytes(self.architecture)
+            "embeddings_and_head": terms.embedding_bytes(self.architecture, self.has_head)
             + terms.patched_bytes(self.architecture, lora),
             "dequantisation": self.scratch,
             "buffers": terms.BUFFERS_GIB * GIB if on_gpu else 0,
@@ -112,6 +115,11 @@ class Phases:
         held += terms.logit_bytes(tokens, self.architecture, settings.loss_chunk_gib)
         return self._state(settings) | self._graph(settings, tokens) | {"loss": held}
 
+    def score(self, settings: Settings, tokens: int) -> Items:
+        """Forward is done: all kept layers, three tensors of width h, a score of each token and its gradient."""
+        held = 3 * terms.BF16 * self.architecture.hidden_size * tokens + 2 * terms.FP32 * tokens
+        return self._state(settings) | self._graph(settings, tokens) | {"loss": held}
+
     def layer(self, settings: Settings, tokens: int) -> Items:
         """Backward of a layer, recomputed while all kept ones wait; of a kept one where none recomputes."""
         recomputed = self.kept_layer if settings.recompute_layers else 0
@@ -145,7 +153,9 @@ class Phases:
 
     def _forward(self, settings: Settings, tokens: int) -> float:
         """A pass without a graph: inside a layer, or at the head with its piece of the logits."""
-        logits = terms.logit_bytes(tokens, self.architecture, settings.loss_chunk_gib)
+        logits = terms.FP32 * tokens
+        if self.has_head:
+            logits = terms.logit_bytes(tokens, self.architecture, settings.loss_chunk_gib)
         at_head = 3 * terms.BF16 * self.architecture.hidden_size * tokens + logits
         return max(terms.forward_bytes(self.architecture) * tokens, at_head)
 
@@ -155,6 +165,10 @@ class Phases:
 
 def _loss(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
     yield "loss", phases.loss(settings, settings.tokens_at_once(settings.per_device_train_batch_size, width))
+
+
+def _score(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    yield "loss", phases.score(settings, settings.tokens_at_once(settings.per_device_train_batch_size, width))
 
 
 def _layer(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
@@ -176,6 +190,7 @@ def _evaluation(phases: Phases, settings: Settings, width: int) -> Iterator[tupl
 PHASES: dict[str, Callable[[Phases, Settings, int], Iterator[tuple[str, Items]]]] = {
     "cross_entropy": _loss,
     "log_probs": _loss,
+    "score": _score,
     "layer": _layer,
     "reference": _reference,
     "evaluation": _evaluation,

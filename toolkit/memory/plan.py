@@ -130,7 +130,7 @@ def _with_rows(plan: Plan, recipe: Recipe, card: Card | None, rows: DataReport |
     plan = replace(plan, tokens_of_run=of_run)
     steps = epochs * rows.used / section.effective_batch_size
     micro_batches = max(1.0, steps * plan.settings.num_micro_batches(round(of_run / max(steps, 1))))
-    seconds = _seconds(recipe, card, plan.settings, of_run, micro_batches) if card else None
+    seconds = _seconds(recipe, plan.stage, card, plan.settings, of_run, micro_batches) if card else None
     if card is None or card.bf16_tflops is None or seconds is None:
         return plan
     if stages.of(plan.stage).has_reference:
@@ -156,8 +156,8 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
         architecture.max_position_embeddings or LONGEST,
     )
     tokens = section.effective_batch_size * stages.of(stage).sequences_per_row * section.max_length
-    micro_batches = settings.num_micro_batches(tokens)
-    seconds = _seconds(recipe, card, settings, tokens, micro_batches) if card else None
+    micro_batches, has_head = settings.num_micro_batches(tokens), stages.of(stage).answers
+    seconds = _seconds(recipe, stage, card, settings, tokens, micro_batches) if card else None
     return Plan(
         stage=stage,
         card=card.name if card else f"CPU with {ram_gib:.1f} GiB of RAM",
@@ -169,7 +169,7 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
         settings=settings,
         largest_max_length=largest,
         tokens_per_step=tokens,
-        flops_per_token=terms.flops_per_token(architecture, settings.recompute_layers),
+        flops_per_token=terms.flops_per_token(architecture, settings.recompute_layers, has_head),
         floor_seconds_per_1000_steps=None if seconds is None else 1000 * seconds,
         floor_seconds=None if seconds is None or section.max_steps is None else section.max_steps * seconds,
         tokens_of_run=None,
@@ -197,7 +197,7 @@ class _Room:
 
 
 def _seconds(
-    recipe: Recipe, card: Card, settings: Settings, tokens: int, micro_batches: float
+    recipe: Recipe, stage: str, card: Card, settings: Settings, tokens: int, micro_batches: float
 ) -> float | None:
     """Floor of training over `tokens` tokens; DPO's reference pass comes on top."""
     return terms.step_seconds(
@@ -207,6 +207,7 @@ def _seconds(
         tokens=tokens,
         micro_batches=micro_batches,
         recompute_layers=settings.recompute_layers,
+        has_head=stages.of(stage).answers,
     )
 
 

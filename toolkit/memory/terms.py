@@ -82,11 +82,12 @@ def layer_weight_bytes(architecture: Architecture, load_in_4bit: bool) -> int:
     return architecture.num_hidden_layers * per_layer + norms
 
 
-def embedding_bytes(architecture: Architecture) -> int:
+def embedding_bytes(architecture: Architecture, has_head: bool = True) -> int:
     """Embedding and head in bf16; both are counted unless the architecture says that they are one (Gemma's
-    are).
+    are), or the model has no head over the vocabulary.
     """
-    return _matrices(architecture) * BF16 * architecture.vocab_size * architecture.hidden_size
+    copies = _matrices(architecture) if has_head else 1
+    return copies * BF16 * architecture.vocab_size * architecture.hidden_size
 
 
 def patched_bytes(architecture: Architecture, lora: Lora) -> int:
@@ -190,12 +191,12 @@ def forward_flops_per_token(architecture: Architecture) -> float:
     return 2.0 * (linear_parameters(architecture) + architecture.vocab_size * architecture.hidden_size)
 
 
-def flops_per_token(architecture: Architecture, recompute_layers: int) -> float:
+def flops_per_token(architecture: Architecture, recompute_layers: int, has_head: bool = True) -> float:
     """Matrix products of a training step per token: 2 a weight forward, 2 backward (no gradient of a frozen
     weight), 2 more where recomputed; the head is never recomputed. LoRA's and attention's own are left out.
     """
     share = recompute_layers / architecture.num_hidden_layers
-    head = architecture.vocab_size * architecture.hidden_size
+    head = architecture.vocab_size * architecture.hidden_size if has_head else 0
     return 2 * linear_parameters(architecture) * (2 + share) + 4 * head
 
 
@@ -206,13 +207,14 @@ def step_seconds(
     tokens: int,
     micro_batches: float,
     recompute_layers: int,
+    has_head: bool = True,
 ) -> float | None:
     """Floor of an optimizer step over `tokens` tokens: its products at the card's full rate, and once a
     micro-batch NF4 read and bf16 written. None where the rates are unknown.
     """
     if card.bf16_tflops is None or card.bandwidth_gb_s is None:
         return None
-    seconds = tokens * flops_per_token(architecture, recompute_layers) / (card.bf16_tflops * 1e12)
+    seconds = tokens * flops_per_token(architecture, recompute_layers, has_head) / (card.bf16_tflops * 1e12)
     if load_in_4bit:
         moved = layer_weight_bytes(architecture, True) + BF16 * linear_parameters(architecture)
         seconds += micro_batches * moved / (card.bandwidth_gb_s * 1e9)

@@ -28,7 +28,7 @@ from toolkit.recipe.fields import (
     shapes_weights,
 )
 from toolkit.recipe.sections import Architecture, Compare, Lora, Memory, Model, Template
-from toolkit.recipe.stage_sections import Dpo, Sft, Source, StageSection
+from toolkit.recipe.stage_sections import Dpo, Reward, Sft, Source, StageSection
 from toolkit.recipe.stages import Stage
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Memory",
     "Model",
     "Recipe",
+    "Reward",
     "Sft",
     "Source",
     "StageSection",
@@ -67,6 +68,7 @@ class Recipe(Section):
     memory: Memory = Memory()
     sft: Annotated[Sft | None, shapes_weights("supervised fine-tuning", "there is no such stage")] = None
     dpo: Annotated[Dpo | None, shapes_weights("preference optimisation", "there is no such stage")] = None
+    reward: Annotated[Reward | None, shapes_weights("a reward model", "there is no such stage")] = None
     compare: Compare = Compare()
 
     _file: Path = PrivateAttr(default=Path("recipe.yaml"))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from toolkit.recipe.dpo_losses import LOSSES, DpoLoss
 from toolkit.recipe.fields import Section, only_watches, shapes_rows, shapes_weights
 from toolkit.recipe.sections import Fraction, Int, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -234,6 +235,21 @@ class Sft(StageSection):
     ] = False
 
 
+class Reward(StageSection):
+    """A reward model: rows are pairs, and the chosen reply is to get the larger score."""
+
+    learning_rate: Annotated[
+        PositiveFloat, shapes_weights("peak of the schedule", "TRL's default for reward models")
+    ] = 1e-4
+    center_rewards_coefficient: Annotated[
+        NonNegativeFloat,
+        shapes_weights(
+            "weight of a term that pulls the scores of a pair to a mean of 0",
+            "Eisenstein et al. 2023, equation 2; the value is TRL's",
+        ),
+    ] = 0.01
+
+
 class Dpo(StageSection):
     """Direct preference optimisation: rows are pairs."""
 
@@ -246,11 +262,16 @@ class Dpo(StageSection):
             "how strongly the policy is held to its reference", "Rafailov et al. 2023, appendix B"
         ),
     ] = 0.1
+    loss_type: Annotated[
+        DpoLoss,
+        shapes_weights("which loss; they differ in what `beta` means", "Rafailov et al. 2023, equation 7"),
+    ] = "sigmoid"
     label_smoothing: Annotated[
         float,
         Field(ge=0, lt=0.5),
         shapes_weights(
-            "share of the pairs taken to be the wrong way round", "Rafailov et al. 2023, equation 7"
+            "share of the pairs taken to be the wrong way round; `robust` alone has it",
+            "labels are taken at their word",
         ),
     ] = 0.0
     share_prompts: Annotated[
@@ -267,3 +288,13 @@ class Dpo(StageSection):
             "only short pairs come to so many",
         ),
     ] = 16
+
+    @model_validator(mode="after")
+    def _label_smoothing_has_a_loss(self) -> Dpo:
+        if self.label_smoothing and not LOSSES[self.loss_type].has_label_smoothing:
+            have = " or ".join(name for name, loss in LOSSES.items() if loss.has_label_smoothing)
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing:g} is set and loss_type {self.loss_type} has none: take "
+                f"loss_type {have}, or label_smoothing 0"
+            )
+        return self

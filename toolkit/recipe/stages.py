@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 RowKind = Literal["chat", "pair"]
+Task = Literal["causal_lm", "seq_cls"]  # PEFT's names: to answer, or to give a conversation one score
 # At step 1 the policy is still its reference, and every pair a tie: what tells them apart is noise.
 FIRST_STEP_APART = 2
 
@@ -40,7 +41,8 @@ class Stage:
     `label` its column in tables. `sequences_per_row` go through the model for one row: a pair is two. It starts from
     the adapter of the first of `continues` that the recipe has, else from the model itself; with `has_reference` its
     loss is measured against where it started. `charts` are names of report/curves.py, `memory_phases` of
-    memory/phases.py. `report_extras` are attributes of its trainer that report.json takes up.
+    memory/phases.py. `report_extras` are attributes of its trainer that report.json takes up. `task` is what its model
+    does.
     """
 
     name: str
@@ -54,6 +56,12 @@ class Stage:
     panel_fields: tuple[PanelField, ...]
     memory_phases: tuple[str, ...]
     report_extras: tuple[str, ...] = ()
+    task: Task = "causal_lm"
+
+    @property
+    def answers(self) -> bool:
+        """Whether its model can be asked; one that gives scores cannot."""
+        return self.task == "causal_lm"
 
     @property
     def rows_are_called(self) -> str:
@@ -92,7 +100,25 @@ DPO = Stage(
     report_extras=("reference", "shared_prompts"),
 )
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO)}
+REWARD = Stage(
+    name="reward",
+    title="Reward model",
+    label="reward model",
+    row_kind="pair",
+    sequences_per_row=2,
+    continues=("sft",),
+    has_reference=False,
+    charts=("loss", "score_margin", "pair_accuracy", "scores"),
+    panel_fields=(
+        LOSS,
+        PanelField("margin", "margin", "{:.3f}", has_curve=True),
+        PanelField("accuracy", "accuracy", "{:.0%}"),
+    ),
+    memory_phases=("score", "layer", "evaluation"),
+    task="seq_cls",
+)
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO, REWARD)}
 
 
 BASE = "base"  # the model itself, beside the names of what was trained of it
@@ -139,6 +165,11 @@ def of_kind(kind: RowKind) -> Stage:
 
 def names() -> tuple[str, ...]:
     return tuple(STAGES)
+
+
+def answering() -> tuple[str, ...]:
+    """Names of those whose models can be asked, and so compared."""
+    return tuple(name for name, stage in STAGES.items() if stage.answers)
 
 
 def lineage(name: str) -> list[Stage]:

@@ -39,6 +39,33 @@ class Quantisation(Difference):
 
 
 @dataclass(frozen=True)
+class ScoreTolerance(Record):
+    """What the scores of an exported reward model may differ by. `why` says where the figures come from."""
+
+    max_score_diff: float
+    mean_score_diff: float
+    equal_order_fraction: float
+    why: str
+
+
+@dataclass(frozen=True)
+class ScoreParity(Record):
+    """Of the scores of conversations from `against`, in shares of their spread (standard deviation) under the trained
+    model; and the share of their pairs that both put in the same order, weighed by how far apart they are."""
+
+    max_score_diff: float
+    mean_score_diff: float
+    equal_order_fraction: float
+    against: str | None
+    tolerance: ScoreTolerance | None
+    dtype: str | None
+    num_conversations: int | None
+    problems: list[str] | None
+    passed: bool | None
+    from_trained: float | None  # mean difference from the model as it was trained, where that is another one
+
+
+@dataclass(frozen=True)
 class Parity(Difference):
     """The difference from `against`. `training_effect` is the mean one between the trained model and its base."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.records.evaluation_report import Measure
 from toolkit.records.record import Record
 
 
@@ -33,13 +34,34 @@ class Answers(Record):
 
 
 @dataclass(frozen=True)
+class SourceScores(Record):
+    """How a reward model scores pairs: the share whose chosen reply scores higher, and by how much."""
+
+    accuracy: Measure | None
+    margin: Measure | None
+
+
+@dataclass(frozen=True)
+class PairScores(SourceScores):
+    """The same of all held-out pairs, and what of it goes with length; `note` says why there is nothing."""
+
+    accuracy_chosen_shorter: Measure | None
+    accuracy_chosen_longer: Measure | None
+    length_correlation: Measure | None
+    by_source: dict[str, SourceScores] | None
+    note: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class RunReport(Record):
     """None is what the run cannot know: an unfinished one its seconds, one without a GPU its measured peak.
 
     `settings` are those of the plan, `eval` the last evaluation by the Trainer's own names. `allocator` is what
     was set and what is in effect. `oom_events` are the lines of events.jsonl. `reference` is DPO's reference
     pass: pairs, how many of them were reused, seconds. `shared_prompts` is DPO's check of prompts that are run once, in
-    nats, and how often attention was over them in the first step; or the reason why it is `off`.
+    nats, and how often attention was over them in the first step; or the reason why it is `off`. `scores` are
+    those of a reward model, of held-out pairs, in place of `answers`.
     """
 
     stage: str | None
@@ -65,4 +87,5 @@ class RunReport(Record):
     reference: dict[str, Any] | None
     shared_prompts: dict[str, Any] | None
     answers: Answers | None
+    scores: PairScores | None
     notes: list[str] | None

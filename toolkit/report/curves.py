@@ -127,6 +127,27 @@ CHARTS = {  # by the names that a stage's `charts` lists
     "rewards": Chart(
         "Rewards", "beta times the log-ratio to the reference", "nats times beta", _replies("rewards"), REWARD
     ),
+    "score_margin": Chart(
+        "Margin", "score of chosen less that of rejected", "score", _both("margin"), REWARD
+    ),
+    "pair_accuracy": Chart(
+        "Accuracy",
+        "pairs whose chosen reply has the larger score",
+        "share of pairs",
+        _both("accuracy"),
+        SHARE,
+    ),
+    "scores": Chart(
+        "Scores",
+        "smallest, mean and largest of a batch",
+        "score",
+        (
+            Curve("largest", "max_reward", SECOND),
+            Curve("mean", "mean_reward", TRAIN),
+            Curve("smallest", "min_reward", EVAL),
+        ),
+        NATS,
+    ),
     "log_probs": Chart("Log-probabilities", "of whole replies", "nats a reply", _replies("logps"), NATS),
 }
 OPTIMIZER = (

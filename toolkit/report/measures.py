@@ -44,6 +44,14 @@ OF_ANSWERS = {
     "script_drift_fraction": Shown("in another script than the prompt", SHARE),
     "tokens_per_second": Shown("tokens/s", "{:,.0f}"),
 }
+# By the names of `PairScores`.
+OF_SCORES = {
+    "accuracy": Shown("held-out accuracy", SHARE, 1),
+    "margin": Shown("margin of score", better=1),
+    "accuracy_chosen_shorter": Shown("accuracy where chosen is the shorter", SHARE, 1),
+    "accuracy_chosen_longer": Shown("accuracy where chosen is the longer", SHARE, 1),
+    "length_correlation": Shown("correlation of score and length"),
+}
 # By the names of `HeldOutMeasures` and `ModelMeasures`.
 OF_HELD_OUT = {
     "loss": Shown("held-out loss", better=-1),

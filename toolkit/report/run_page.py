@@ -14,7 +14,14 @@ from toolkit.report import curves, figures, proofs, run_record
 from toolkit.report.headline import headline, tiles
 from toolkit.report.html import document
 from toolkit.report.run_record import RunRecord
-from toolkit.report.tables import data_section, folded, measures_section, memory_section, table
+from toolkit.report.tables import (
+    data_section,
+    folded,
+    measures_section,
+    memory_section,
+    scores_section,
+    table,
+)
 from toolkit.run.rundir import RunDir
 
 STYLE = """
@@ -107,6 +114,7 @@ def page(record: RunRecord, earlier: str = "") -> str:
             tiles(record),
             _curves(record, charts, series, drawn.divs, marks),
             _answers(record),
+            scores_section(record.report.scores),
             measures_section(record),
             proofs.section(record.report),
             memory_section(record.report),

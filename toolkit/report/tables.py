@@ -11,8 +11,8 @@ from toolkit.memory.listing import listing
 from toolkit.records.comparison_report import Comparison
 from toolkit.records.data_report import DataReport, Rows
 from toolkit.records.evaluation_report import Measure
-from toolkit.records.run_report import RunReport
-from toolkit.report.measures import OF_HELD_OUT, Shown, answer_rows
+from toolkit.records.run_report import PairScores, RunReport
+from toolkit.report.measures import OF_HELD_OUT, OF_SCORES, Shown, answer_rows
 from toolkit.report.run_record import Others, RunRecord, is_of_other_weights
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
@@ -131,6 +131,24 @@ def _rows(title: str, data: Rows, max_length: int | None) -> str:
 
 def _places(places: Sequence[Any], count: int) -> str:
     return ", ".join(map(str, places)) + (", ..." if count > len(places) else "")
+
+
+def scores_section(scores: PairScores | None) -> str:
+    """How a reward model scores held-out pairs, by source too."""
+    if scores is None:
+        return ""
+    if scores.note:
+        return f'<h2>Held-out pairs</h2><p class="quiet">No scores: {escape(scores.note)}</p>'
+    columns = {"all": scores, **(scores.by_source or {})}
+    rows = [
+        [how.label, *(_cell(how, getattr(of, name, None)) for of in columns.values())]
+        for name, how in OF_SCORES.items()
+    ]
+    about = (
+        "Accuracy: share of pairs whose chosen reply has the larger score. A score that goes with length alone is "
+        "right where the chosen reply is the longer one, and wrong where it is the shorter."
+    )
+    return f'<h2>Held-out pairs</h2><p class="quiet">{about}</p>' + table(["", *map(escape, columns)], rows)
 
 
 def measures_section(record: RunRecord) -> str:

@@ -60,6 +60,10 @@ def check_fits(recipe: Recipe, folder: Path) -> None:
     config = read_config(folder)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder} holds a {config.get('peft_type')} adapter; only LoRA ones are used")
+    if config.get("task_type") == "SEQ_CLS":
+        raise UserError(
+            f"{folder} holds a reward model: it gives scores, and models that answer are asked for"
+        )
     theirs, ours = str(config.get("base_model_name_or_path")), recipe.model.path
     if _base_name(theirs) != _base_name(ours):
         raise UserError(

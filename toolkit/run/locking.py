@@ -30,9 +30,9 @@ def locked(folder: Path, option: str) -> Iterator[None]:
         except OSError:
             stream.seek(0)
             raise UserError(_held(folder, stream.read(), option)) from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
+        with contextlib.suppress(OSError):  # a full disk costs the name alone
+            os.truncate(stream.fileno(), 0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from toolkit.errors import UserError
+from toolkit.errors import Interrupted, UserError
 from toolkit.run.rundir import RunDir
 from toolkit.run.runlog import LOG
-from toolkit.run.sealing import put_in_place
+from toolkit.run.sealing import put_in_place, room
 
 UNFINISHED = ".unfinished"  # ends the name of the folder while it is written
 
@@ -31,11 +31,12 @@ def replacing(run: RunDir, console: Console) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         LOG.open(folder / run.log.name, console)
         try:
-            yield folder
-            moved = run.move_aside()
-            put_in_place(folder, run.path)
+            with room(run.path, "take --runs DIR on another disk, with the stages that it reads"):
+                yield folder
+                moved = run.move_aside()
+                put_in_place(folder, run.path)
             LOG.path = run.log
-        except (UserError, KeyboardInterrupt):
+        except (UserError, Interrupted, KeyboardInterrupt):
             LOG.close_file()
             shutil.rmtree(folder, ignore_errors=True)
             raise

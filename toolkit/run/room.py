@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from toolkit.hardware import disk_free_gib
+from toolkit import hardware
 from toolkit.memory import terms
 from toolkit.run.rundir import RunDir
 
 
 def problem(run: RunDir, lora_gib: float, num_checkpoints: int = 0) -> str | None:
     """That the disk cannot hold the adapter and so many checkpoints beside it; None when it can."""
-    needed, free = terms.saved_gib(lora_gib, num_checkpoints), disk_free_gib(run.path)
+    needed, free = terms.saved_gib(lora_gib, num_checkpoints), hardware.disk_free_gib(run.path)
     if free >= needed:
         return None
     what = f"the adapter and {num_checkpoints} checkpoints" if num_checkpoints else "the adapter's files"

@@ -264,7 +264,7 @@ class RunDir:
     def check_adapter(self) -> None:
         """Raises UserError when the adapter is not what was saved, or continued one that another has replaced since.
 
-        Reads all of it: 0.2 s for 168 MB.
+        Reads all of it.
         """
         sealing.check(self.adapter)
         mark = self.finished_with()

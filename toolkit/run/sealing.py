@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +38,18 @@ def disk_problem(error: BaseException) -> str | None:
     if isinstance(error, SafetensorError) and "Io" in text:
         return text.partition("\n")[0]
     return "a file could not be written" if any(name in text for name in TORCH_WRITER) else None
+
+
+@contextlib.contextmanager
+def room(folder: Path, fix: str) -> Iterator[None]:
+    """A disk that refuses a file ends the block with one message; `fix` is what to do beside making room."""
+    try:
+        yield
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise UserError(f"cannot write to {folder}: {problem}. Make room there, or {fix}") from error
 
 
 def seal(folder: Path, name: str, mark: Seal = NOTHING_MORE) -> None:

@@ -73,9 +73,18 @@ class Job:
             *template_check.problems(self.recipe),
             *trackers.problems(self.stage.name, self.section.report_to),
             *self.run.problems(),
+            self._rows_without_a_head(),
             room.problem(self.run, lora_gib, num_checkpoints),  # one more while it rotates
         ]
         return [problem for problem in found if problem]
+
+    def _rows_without_a_head(self) -> str | None:
+        if self.stage.answers or not self.recipe.lora.trainable_tokens:
+            return None
+        return (
+            f"lora.trainable_tokens is set, and a {self.stage.label} has no head whose rows could be trained: --set "
+            f"lora.trainable_tokens=[] with an SFT that was trained so, or with --set sft=null on the model itself"
+        )
 
     def short_for_warmup(self) -> str | None:
         """That the run will end within its warm-up, as far as the rows are known before they are prepared."""

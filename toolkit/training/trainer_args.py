@@ -1,4 +1,4 @@
-"""Recipe -> keyword arguments of SFTConfig and DPOConfig. Pure: one place, every field that matters, no defaults.
+"""Recipe -> keyword arguments of TRL's configs. Pure: one place, every field that matters, no defaults.
 
 Unsloth's GPU trainers change TRL's defaults (adamw_8bit, weight decay 0.001, accumulation 2, seed 3407 ...), so
 whatever shapes a run is passed explicitly and is the same on both backends.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.memory.plan import Settings
-from toolkit.recipe.schema import Dpo, Recipe, Sft, StageSection
+from toolkit.recipe.schema import Dpo, Recipe, Reward, Sft, StageSection
 
 
 def sft(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "sft") -> dict[str, Any]:
@@ -38,7 +38,9 @@ def dpo(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "dpo"
     return _common(recipe, stage, section, settings, output_dir) | {
         "beta": section.beta,
         "label_smoothing": section.label_smoothing,
-        "loss_type": ["sigmoid"] if section.label_smoothing == 0 else ["robust"],
+        "loss_type": [section.loss_type],
+        "loss_weights": None,
+        "discopop_tau": 0.05,  # as its paper found
         "f_divergence_type": "reverse_kl",
         "ld_alpha": None,
         "use_weighting": False,
@@ -46,6 +48,18 @@ def dpo(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "dpo"
         "padding_free": False,
         "precompute_ref_log_probs": False,
         "sync_ref_model": False,
+    }
+
+
+def reward(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "reward") -> dict[str, Any]:
+    """Keyword arguments of `trl.RewardConfig`. Rows come tokenised and cut."""
+    section = recipe.section(stage)
+    assert isinstance(section, Reward)
+    return _common(recipe, stage, section, settings, output_dir) | {
+        "center_rewards_coefficient": section.center_rewards_coefficient,
+        "disable_dropout": True,
+        "activation_offloading": False,
+        "pad_to_multiple_of": None,
     }
 
 

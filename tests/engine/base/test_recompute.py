@@ -96,9 +96,8 @@ def test_a_run_recomputes_what_its_settings_say_to_the_last_step(
 
     monkeypatch.setattr(pieces.OutOfMemoryRecovery, "training_step", look)
     runs = runs_with_sft if stage == "dpo" else tmp_path / "sft"
-    recipe = tiny(
-        f"memory.recompute_layers={layers}", "sft.max_rows=32", "dpo.max_rows=16", "dpo.eval_steps=1"
-    )
+    few = ("dpo.max_rows=16", "dpo.eval_steps=1") if stage == "dpo" else ("sft.max_rows=32",)
+    recipe = tiny(f"memory.recompute_layers={layers}", *few)
     done = run_stage(recipe, stage, runs)
     assert done.report["settings"]["recompute_layers"] == layers
     assert len(seen) == done.report["num_steps"] + 1, "the probe, then every step"

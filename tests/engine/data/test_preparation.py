@@ -214,20 +214,27 @@ def test_a_filter_and_top_k_come_before_duplicates_and_rows(tmp_path: Path) -> N
 # However it is run ----------------------------------------------------------------------------------------------
 
 
-def test_several_processes_give_what_one_gives(
+def test_batches_of_any_size_give_the_same_rows(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = [{"instruction": "q", "output": value} for value in ("", None, True)]
     recipe = recipe_of("sft", write(tmp_path / "a.jsonl", [*CHATS, *bad] * 3), eval_rows=6, deduplicate=False)
-    monkeypatch.setattr(preparation, "BATCH", 7)
-    alone = prepare(recipe)
+    at_once = prepare(recipe)
     shutil.rmtree(cache)
-    monkeypatch.setattr(preparation, "ROWS_A_PROCESS", 20)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
-    together = prepare(recipe)
-    assert len(together.train.cache_files) == 3
-    assert together.report == alone.report
-    assert together.train[:] == alone.train[:] and together.eval[:] == alone.eval[:]  # type: ignore[index]
+    monkeypatch.setattr(preparation, "BATCH", 7)
+    in_parts = prepare(recipe)
+    assert in_parts.report == at_once.report
+    assert in_parts.train[:] == at_once.train[:] and in_parts.eval[:] == at_once.eval[:]  # type: ignore[index]
+
+
+def test_however_many_rows_no_process_is_started_that_a_kill_could_leave_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"instruction": str(i), "output": "a"} for i in range(10_000)]
+    recipe = recipe_of("sft", write(tmp_path / "a.jsonl", rows))
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("a process was started"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    assert prepare(recipe).report.used == 10_000
 
 
 def test_the_rows_do_not_depend_on_the_device() -> None:

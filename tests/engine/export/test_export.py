@@ -20,7 +20,7 @@ from toolkit.engine.export import export, gguf, merge, parity
 from toolkit.errors import UserError
 from toolkit.export import artefact
 from toolkit.records.marks import ExportMark
-from toolkit.records.parity import Parity
+from toolkit.records.parity import Parity, Tolerance
 from toolkit.records.record import plain
 from toolkit.run.sealing import MARK
 
@@ -155,9 +155,22 @@ def test_a_broken_export_is_caught(
     asked = wanted(runs, tmp_path / "out", kind)
     with pytest.raises(UserError, match="not the model that was trained") as error:
         export.run(asked, Console(quiet=True), parity.in_this_process)
-    assert said in str(error.value)
+    assert said in str(error.value) and export.OF_NF4 not in str(error.value)
     assert not asked.folder.exists() and not asked.temporary.exists() and not (asked.failed / MARK).exists()
     assert json.loads((asked.failed / "parity.json").read_text())["passed"] is False
+
+
+def test_where_only_nf4s_own_error_is_too_large_the_ways_out_are_named(
+    runs: Path, answered: parity.Answered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_trained", lambda *_: answered)
+    monkeypatch.setattr(export, "UNQUANTISED", Tolerance(0.0, 0.0, 1.0, "less than NF4 can do"))
+    with pytest.raises(UserError, match="against the model as it was trained") as error:
+        export.run(
+            wanted(runs, tmp_path / "out", "merged_16bit"), Console(quiet=True), parity.in_this_process
+        )
+    assert "--no-verify exports it anyway" in str(error.value)
+    assert "--set model.load_in_4bit=false" in str(error.value)
 
 
 def test_the_merge_equals_peft_bit_for_bit(runs: Path, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe
 from toolkit.records.comparison_report import Comparison
 from toolkit.records.record import plain
+from toolkit.run import sealing
 from toolkit.run.rundir import RunDir
+from toolkit.run.sealing import MARK, SEAL
 
 PROMPTS = (
     "Which animal does Tavi Merrow keep?",
@@ -320,6 +322,12 @@ def test_a_chat_forgets_whole_exchanges_and_says_so(loaded: model.LoadedModel) -
     assert 2 <= len(history) < 8 and [turn["role"] for turn in history[:2]] == ["user", "assistant"]
 
 
+def test_a_special_token_that_is_typed_is_a_message_and_is_not_kept(loaded: model.LoadedModel) -> None:
+    talking, said = talk(loaded, "/models sft", "Hello<|eot_id|>", PROMPTS[0])
+    assert "holds '<|eot_id|>', a special token" in one_line(said)
+    assert [turn["content"] for turn in talking.histories["sft"][:1]] == [PROMPTS[0]]
+
+
 def test_ctrl_c_stops_one_answer_only(loaded: model.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     hear, steps = chat._Growing.hear, iter(range(100))
 
@@ -334,11 +342,13 @@ def test_ctrl_c_stops_one_answer_only(loaded: model.LoadedModel, monkeypatch: py
     assert talking.histories == {"base": [], "sft": []}
 
 
-def test_an_adapter_with_one_bit_that_is_not_what_was_saved_is_loaded_nowhere(
-    sft: Stage, tmp_path: Path
+@pytest.mark.parametrize("name", [MARK, SEAL])
+def test_an_adapter_or_checkpoint_with_one_bit_that_is_not_what_was_saved_is_loaded_nowhere(
+    name: str, sft: Stage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "adapter"
-    shutil.copytree(sft.run.adapter, folder)
+    shutil.copytree(sft.run.adapter, folder, ignore=shutil.ignore_patterns(MARK))
+    sealing.seal(folder, name)
     weights = bytearray((folder / "adapter_model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "adapter_model.safetensors").write_bytes(weights)

@@ -3,13 +3,16 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.engine.conftest import run_stage, tiny
+from toolkit.engine.train import finite
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.errors import UserError
 from toolkit.run.rundir import RunDir
@@ -82,6 +85,29 @@ def test_a_loss_out_of_its_range_ends_the_run(tmp_path: Path, monkeypatch: pytes
     assert "went wrong at step 4: the loss has left its range" in said and "is more than 4 times" in said
     assert "of step 2, is kept" in said and (run.checkpoints / "checkpoint-2").is_dir()
     assert "rows:" not in said and "warmup_steps" in said
+
+
+@pytest.mark.parametrize("kind", ["AdamW8bit", "PagedAdamW8bit"])  # on a CPU the second is not paged
+def test_states_of_8_bits_are_looked_at_too(kind: str, tmp_path: Path) -> None:
+    model = torch.nn.Linear(400, 300)
+    optimizer = getattr(bitsandbytes.optim, kind)(model.parameters(), lr=1e-3)
+    model(torch.ones(1, 400)).sum().backward()
+    optimizer.step()
+    args = SimpleNamespace(output_dir=str(tmp_path), learning_rate=1e-3, max_grad_norm=1.0)
+    trainer = SimpleNamespace(
+        model=model,
+        optimizer=optimizer,
+        args=args,
+        ran=[],
+        state=SimpleNamespace(global_step=1, log_history=[]),
+        divergence=None,
+    )
+    finite.check_weights(trainer)
+    state = optimizer.state[model.weight]
+    assert state["state1"].dtype == torch.uint8
+    state["absmax1"][0] = torch.nan
+    with pytest.raises(UserError, match="the optimizer's state is NaN or infinite"):
+        finite.check_weights(trainer)
 
 
 def test_a_learning_rate_that_is_far_too_high_is_what_it_says(tmp_path: Path) -> None:

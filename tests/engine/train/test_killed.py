@@ -1,6 +1,6 @@
 """Killed at named moments and at a random one, the same command again ends with the same weights, bit for bit.
 
-A process that the kernel kills for want of memory gets the same SIGKILL. benchmarks/reliability.py does it 200 times.
+A process that the kernel kills for want of memory gets the same SIGKILL. benchmarks/faults.py does it at any moment.
 """
 
 import json

@@ -114,7 +114,7 @@ def test_a_saved_adapter_comes_back_bit_for_bit_and_another_shape_is_refused(sft
     assert saved.keys() == now.keys()
     assert all(torch.equal(saved[name], now[name]) for name in saved)
     other, _ = loaded_tiny("lora.r=8")
-    with pytest.raises(UserError, match="another r or other target_modules"):
+    with pytest.raises(UserError, match="does not fit the recipe's lora section"):
         model.load_adapter(other.model, sft.run.adapter)
 
 

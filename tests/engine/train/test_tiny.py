@@ -14,9 +14,9 @@ pytestmark = pytest.mark.long  # minutes of training, which `make run` shows to 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The three scripts in an empty folder of a user's own."""
+    """The scripts in an empty folder of a user's own."""
     folder = tmp_path_factory.mktemp("user")
-    for name in ("sft", "dpo", "compare"):
+    for name in ("sft", "dpo", "reward", "compare"):
         command = [sys.executable, str(ROOT / f"run_{name}.py"), "--recipe", "tiny"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -35,6 +35,12 @@ def test_sft_teaches_to_answer_and_dpo_to_answer_the_preferred_way(runs: Path) -
     assert dpo["preference_accuracy"] >= 0.95
     assert sft["matches"]["courteous"] <= 0.60 and dpo["matches"]["courteous"] >= 0.95
     assert {"correct_fraction", "ended_fraction", "mean_answer_tokens"} <= base.keys()
+
+
+def test_the_reward_model_tells_held_out_pairs_apart(runs: Path) -> None:
+    scores = json.loads((runs / "reward" / "report.json").read_text())["scores"]
+    assert scores["accuracy"]["value"] >= 0.95 and scores["accuracy"]["num_rows"] == 96
+    assert scores["margin"]["low"] > 1
 
 
 def test_no_question_is_asked_in_the_rows(runs: Path) -> None:

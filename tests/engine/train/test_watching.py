@@ -21,6 +21,7 @@ from toolkit.errors import UserError
 from toolkit.run.runlog import LOG
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_" + "aB3" * 11 + "x"
 STEPS = ("sft.max_steps=6", "sft.save_steps=2", "sft.eval_datasets=[]", "sft.eval_rows=8")
 
 
@@ -44,7 +45,8 @@ def test_trackers_get_the_curve_of_metrics_jsonl_across_a_resume(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-    recipe = tiny(*STEPS, "sft.report_to=[tensorboard, wandb]")
+    prompts = f"compare.prompts=['What does {TOKEN} open?']"
+    recipe = tiny(*STEPS, "sft.report_to=[tensorboard, wandb]", f"description=made with {TOKEN}", prompts)
     run = run_stage(recipe, "sft", tmp_path).run
     shutil.rmtree(run.adapter)  # as if it had been killed between the checkpoint of step 4 and that of step 6
     shutil.rmtree(run.checkpoints / "checkpoint-6")
@@ -68,8 +70,11 @@ def test_trackers_get_the_curve_of_metrics_jsonl_across_a_resume(
     with pytest.raises(BlockingIOError):
         nobody.accept()
     nobody.close()
-    holding = [file for file in run.path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
-    assert not holding, "an API key was written"
+    files = [file for file in run.path.rglob("*") if file.is_file()]
+    for secret in (KEY, TOKEN):
+        assert not [file for file in files if secret.encode() in file.read_bytes()], "a secret was written"
+    assert "What does *** open?" in (run.path / "answers.jsonl").read_text()
+    assert any(b"made with ***" in file.read_bytes() for file in (first, second)), "the recipe that W&B has"
 
 
 def wandb_curve(file: Path) -> dict[int, float]:
@@ -141,7 +146,7 @@ def test_a_fault_leaves_the_terminal_clean_and_its_traceback_in_the_log(
     with pytest.raises(RuntimeError, match="the device is gone"):
         run_stage(tiny(*STEPS), "sft", tmp_path, console)
     drawn, _, after = terminal_that_fails.getvalue().rpartition("\x1b[2K")
-    assert not console._live_stack and "step 1 of 6" in drawn and after.strip().startswith("\x1b[2mreport: ")
+    assert not console._live_stack and "step 1 of 6" in drawn and after.strip().startswith("\x1b[2mreport:")
     log = (tmp_path / "tiny" / "sft" / "log.txt").read_text()
     assert "[printed] a library's last words" in log
     assert "Traceback" in log and "RuntimeError: the device is gone" in log

@@ -21,13 +21,14 @@ from unsloth import FastLanguageModel
 
 from toolkit import hardware
 from toolkit.data.template import ChatTemplate
-from toolkit.engine.base import token_rows, tokens, vram
+from toolkit.engine.base import score_head, token_rows, tokens, vram
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
 from toolkit.memory import terms
 from toolkit.memory.plan import Settings
 from toolkit.recipe.schema import Architecture, Recipe
+from toolkit.recipe.stages import Task
 from toolkit.records.marks import AdapterMark
 from toolkit.run import room, sealing
 from toolkit.run.rundir import RunDir
@@ -53,9 +54,18 @@ class LoadedModel:
     max_length: int
     batch_tokens: float = math.inf
 
+    @property
+    def has_score(self) -> bool:
+        """Whether it gives one score instead of answers."""
+        return score_head.is_on(self.model)
+
 
 def load(
-    recipe: Recipe, max_length: int, settings: Settings | None = None, all_positions: bool = False
+    recipe: Recipe,
+    max_length: int,
+    settings: Settings | None = None,
+    all_positions: bool = False,
+    task: Task = "causal_lm",
 ) -> LoadedModel:
     """Base model and tokenizer, for inputs of up to `max_length` tokens, or of all the model's positions.
 
@@ -69,8 +79,9 @@ def load(
         max_length = max(max_length, positions or 0)
         # else Unsloth moves the embedding to the RAM unless the card could train rows of that length
         options["offload_embedding"] = False
+    from_pretrained = FastLanguageModel.from_pretrained if task == "causal_lm" else score_head.from_pretrained
     with quiet():
-        model, tokenizer = FastLanguageModel.from_pretrained(
+        model, tokenizer = from_pretrained(
             model_name=path,
             revision=recipe.model.revision,
             max_seq_length=max_length,
@@ -83,6 +94,8 @@ def load(
         )
     _check_architecture(recipe.model.architecture, model.config)
     template = tokens.set_tokens(recipe, model, tokenizer)
+    if task == "seq_cls":  # the token that a score is read off is the last one, for every reader
+        tokenizer.chat_template = template.ending_with(recipe.template.end_of_turn).source
     notes = tokens.check_known(recipe, model, tokenizer, template)
     if isinstance(positions, int) and max_length > positions:
         notes.append(
@@ -93,10 +106,11 @@ def load(
 
 
 def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_length: int) -> None:
-    """Puts a fresh LoRA on the recipe's modules, trainable weights in fp32."""
+    """Puts a fresh LoRA on the recipe's modules, trainable weights in fp32; a score's head is trained too."""
     lora = recipe.lora
+    get_peft_model = score_head.get_peft_model if loaded.has_score else FastLanguageModel.get_peft_model
     with quiet():
-        loaded.model = FastLanguageModel.get_peft_model(
+        loaded.model = get_peft_model(
             loaded.model,
             r=lora.r,
             lora_alpha=lora.lora_alpha,
@@ -138,6 +152,8 @@ def load_adapter(model: Any, folder: Path) -> None:
     """
     sealing.check(folder)
     weights = load_peft_weights(str(folder), device="cpu")
+    if score_head.is_on(model):  # that of a model that answers has none
+        weights.setdefault(score_head.WEIGHT, score_head.weight_of(model))
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name="default")
     except RuntimeError as error:
@@ -214,7 +230,8 @@ def save_adapter(loaded: LoadedModel, run: RunDir, mark: AdapterMark) -> None:
                 temporary, selected_adapters=["default"], save_embedding_layers=False
             )
             loaded.tokenizer.save_pretrained(temporary)
-        loaded.model.generation_config.save_pretrained(temporary)
+        if not loaded.has_score:
+            loaded.model.generation_config.save_pretrained(temporary)
         sealing.seal(temporary, MARK, mark)
         sealing.put_in_place(temporary, run.adapter)
     finally:

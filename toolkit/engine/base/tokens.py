@@ -71,8 +71,9 @@ def set_tokens(recipe: Recipe, model: Any, tokenizer: Any) -> ChatTemplate:
     tokenizer.pad_token = section.pad_token
     if model is not None:
         ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(section.end_of_turn)}
-        model.generation_config.eos_token_id = sorted(ends - {None})
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        if hasattr(model, "generation_config"):  # a model that gives a score writes nothing
+            model.generation_config.eos_token_id = sorted(ends - {None})
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.config.pad_token_id = tokenizer.pad_token_id
     given = ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
     template = given.without_trailing_blank()
@@ -128,12 +129,14 @@ def written(special: Iterable[str], tokenizer: Any, template: ChatTemplate) -> l
 
 
 def rows_of(model: Any, tokenizer: Any, tokens: Sequence[str]) -> list[Row]:
-    """Norms, and how many other rows of the head are equal. Reads head and embedding once, in pieces."""
+    """Norms, and how many other rows of the head are equal. Reads head and embedding once, in pieces.
+
+    A model without a head over the vocabulary cannot confuse its tokens: each counts as well known there.
+    """
     ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(tokens)))
-    shares = []
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        norms = torch.cat([part.float().norm(dim=1) for part in layer.weight.detach().split(ROWS_AT_ONCE)])
-        shares.append((norms[ids.to(norms.device)] / norms.median()).tolist())
+    given = _norms(model.get_input_embeddings().weight.detach(), ids)
+    if model.get_output_embeddings() is None:
+        return [Row(token, norm, 1.0, 0) for token, norm in zip(tokens, given, strict=True)]
     head = model.get_output_embeddings().weight.detach()
     own = head[ids.to(head.device)].float()
     limits = EQUAL * own.norm(dim=1, keepdim=True)
@@ -143,9 +146,15 @@ def rows_of(model: Any, tokenizer: Any, tokens: Sequence[str]) -> list[Row]:
     )
     assert isinstance(num_equal, torch.Tensor)
     return [
-        Row(token, given, taken, count - 1)  # itself
-        for token, given, taken, count in zip(tokens, *shares, num_equal.tolist(), strict=True)
+        Row(token, one, taken, count - 1)  # itself
+        for token, one, taken, count in zip(tokens, given, _norms(head, ids), num_equal.tolist(), strict=True)
     ]
+
+
+def _norms(matrix: Any, ids: torch.Tensor) -> list[float]:
+    """Those of these rows, as shares of the median."""
+    norms = torch.cat([part.float().norm(dim=1) for part in matrix.split(ROWS_AT_ONCE)])
+    return (norms[ids.to(norms.device)] / norms.median()).tolist()
 
 
 def _added(tokenizer: Any) -> list[str]:

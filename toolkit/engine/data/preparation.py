@@ -1,21 +1,18 @@
 """Rows of a recipe's sets -> tokenised, masked, cut datasets, with every row accounted for.
 
 `reading` makes a pool of rows, `selection` decides which are used and in which order, `masking` makes tokens of
-them in as many processes as pay, `accounting` says what became of each, `prepared` keeps the result.
+them, `accounting` says what became of each, `cache` keeps the result.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 import numpy as np
 import pyarrow
 from datasets import Dataset, Features, List, Value
@@ -40,7 +37,6 @@ IDS: dict[RowKind, list[str]] = {
     "pair": ["prompt_ids", "chosen_ids", "rejected_ids"],
 }
 BATCH = 1000  # rows that are tokenised at once
-ROWS_A_PROCESS = 5000  # a few seconds of work; handing a large tokenizer to another process costs one or two
 
 
 @dataclass
@@ -187,28 +183,36 @@ def _sides(recipe: Recipe, section: StageSection, kind: RowKind, masking: Maskin
 
 
 def encode(masking: Masking, kind: RowKind, pool: Pool, selection: Selection, folder: Path) -> Accounting:
-    """Tokenises the selected rows into Arrow files in `folder`, in their order; returns what became of each."""
-    accounts = folder / "accounts"
-    accounts.mkdir(parents=True)
-    if not selection.rows:
-        return Accounting()
-    num_processes = max(1, min(len(os.sched_getaffinity(0)), len(selection.rows) // ROWS_A_PROCESS))
-    _inherited[:] = [masking]
-    pool.rows.select(selection.rows).with_format("arrow").map(
-        _Encode(masking, kind, pool.sets, accounts),
-        with_indices=True,
-        batched=True,
-        batch_size=BATCH,
-        num_proc=num_processes if num_processes > 1 else None,
-        remove_columns=pool.rows.column_names,
-        features=_features(kind),
-        cache_file_name=str(folder / "rows.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint="0" * 16,  # else the whole tokenizer is hashed
-    )
-    parts = [Accounting.from_state(json.loads(file.read_text())) for file in accounts.iterdir()]
-    shutil.rmtree(accounts)
-    return sum(parts, Accounting())
+    """Tokenises the selected rows into an Arrow file in `folder`, in their order; returns what became of each.
+
+    In this process alone: the tokenizer's own threads take the larger part of the work, and no worker is left behind
+    by a kill or has to be told of a signal.
+    """
+    folder.mkdir(parents=True)
+    accounts: list[Accounting] = []
+
+    def encode_batch(batch: pyarrow.Table) -> pyarrow.Table:
+        items: Any = [load_item(text) for text in batch["item"].to_pylist()]
+        results = masking.tokenize(kind, items)
+        sets = batch["set"].to_pylist()
+        accounts.append(Accounting.of(results, places_of(pool.sets, sets, batch["row"].to_pylist())))
+        sources = [
+            own or pool.sets[which] for own, which in zip(batch["source"].to_pylist(), sets, strict=True)
+        ]
+        return _table(kind, results, sources)
+
+    if selection.rows:
+        pool.rows.select(selection.rows).with_format("arrow").map(
+            encode_batch,
+            batched=True,
+            batch_size=BATCH,
+            remove_columns=pool.rows.column_names,
+            features=_features(kind),
+            cache_file_name=str(folder / "rows.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint="0" * 16,  # else the whole tokenizer is hashed
+        )
+    return sum(accounts, Accounting())
 
 
 def _features(kind: RowKind) -> Features:
@@ -216,44 +220,18 @@ def _features(kind: RowKind) -> Features:
     return Features({**ids, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")})
 
 
-_inherited: list[Masking] = []  # what forked processes already have
-
-
-@dataclass(frozen=True)
-class _Encode:
-    """What each process does with a batch of the pool; leaves the batch's account as a file of its own."""
-
-    masking: Masking | None
-    kind: RowKind
-    sets: list[str]
-    accounts: Path
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the tokenizer where processes fork: to read one of 128k tokens again takes over two seconds."""
-        forks = multiprocess.get_start_method() == "fork"
-        return {**self.__dict__, "masking": None} if forks else self.__dict__
-
-    def __call__(self, batch: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
-        masking = self.masking or _inherited[0]
-        items: Any = [load_item(text) for text in batch["item"].to_pylist()]
-        results = masking.tokenize(self.kind, items)
-        places = places_of(self.sets, batch["set"].to_pylist(), batch["row"].to_pylist())
-        account = Accounting.of(results, places)
-        (self.accounts / f"{indices[0]}.json").write_text(json.dumps(account.state()))
-        sources = [
-            own or self.sets[which]
-            for own, which in zip(batch["source"].to_pylist(), batch["set"].to_pylist(), strict=True)
-        ]
-        used = [
-            (*_columns(result), source)
-            for result, source in zip(results, sources, strict=True)
-            if not isinstance(result, Reason)
-        ]
-        schema = _features(self.kind).arrow_schema
-        columns = zip(*used, strict=True) if used else [()] * len(schema)
-        return pyarrow.Table.from_arrays(
-            [_array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
-        )
+def _table(kind: RowKind, results: list[Any], sources: list[str]) -> pyarrow.Table:
+    """The rows that are used, without those of which only the reason is left."""
+    used = [
+        (*_columns(result), source)
+        for result, source in zip(results, sources, strict=True)
+        if not isinstance(result, Reason)
+    ]
+    schema = _features(kind).arrow_schema
+    columns = zip(*used, strict=True) if used else [()] * len(schema)
+    return pyarrow.Table.from_arrays(
+        [_array(values, field.type) for values, field in zip(columns, schema, strict=True)], schema=schema
+    )
 
 
 def _array(values: tuple[Any, ...], kind: pyarrow.DataType) -> pyarrow.Array:

@@ -1,4 +1,4 @@
-"""Loads an export as its reader would, and answers. A program of its own: `python -P consumer.py REQUEST ANSWER`.
+"""Loads an export as its reader would, and answers. A program of its own: `python -P consumer.py <REQUEST >ANSWER`.
 
 It is run by path in a fresh process and imports nothing of this toolkit, because Unsloth rewrites transformers in the
 process that it is imported into: what loads there need not load elsewhere.
@@ -6,24 +6,29 @@ process that it is imported into: what loads there need not load elsewhere.
 The request holds `loads` (what to load, one after the other), `chats` (conversations to be rendered), `sequences`
 ({prompt_ids, answer_ids, top_ids}) and `max_new_tokens`. The answer holds for each load its `rendered` token ids, its
 end tokens `ends`, and for each sequence `log_probs` of the `top_ids`, `greedy` tokens and what it `generated` itself.
+Of a reward model the request holds `scored` conversations, the answer their `rendered` ids and `scores`.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 
-def main(request_file: str, answer_file: str) -> None:
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    answers = [answer(load, request) for load in request["loads"]]
-    Path(answer_file).write_text(json.dumps(answers), encoding="utf-8")
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print
+    request = json.load(sys.stdin)
+    with answers:
+        json.dump([answer(load, request) for load in request["loads"]], answers)
 
 
 def answer(load: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    if "scored" in request:
+        return _scores(load, request)
     return (_llama_cpp if load["kind"] == "gguf" else _transformers)(load, request)
 
 
@@ -60,6 +65,23 @@ def _transformers(load: dict[str, Any], request: dict[str, Any]) -> dict[str, An
     }
 
 
+def _scores(load: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(load["path"]), _model(load, scores=True).eval()
+    model.config.pad_token_id = tokenizer.pad_token_id  # PEFT takes the base's
+    rendered = [tokenizer.apply_chat_template(chat, return_dict=False) for chat in request["scored"]]
+    scores = []
+    for ids in rendered:
+        with torch.inference_mode():
+            scores.append(model(input_ids=torch.tensor([ids], device=model.device)).logits.float().item())
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {"rendered": rendered, "scores": scores}
+
+
 def read(model: Any, prompt: list[int], reply: list[int], top_ids: list[list[int]] | int) -> dict[str, Any]:
     """One forward pass over prompt + reply, at the positions that predict the reply: `greedy` tokens, and
     `log_probs` of `top_ids` (given for each position, or a number: the most probable ones)."""
@@ -80,15 +102,20 @@ def read(model: Any, prompt: list[int], reply: list[int], top_ids: list[list[int
     }
 
 
-def _model(load: dict[str, Any]) -> Any:
+def _model(load: dict[str, Any], scores: bool = False) -> Any:
+    import peft
     import torch
-    from peft import AutoPeftModelForCausalLM, PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+    import transformers
+    from transformers import BitsAndBytesConfig, GenerationConfig
 
+    task = "SequenceClassification" if scores else "CausalLM"
+    auto, auto_peft = getattr(transformers, f"AutoModelFor{task}"), getattr(peft, f"AutoPeftModelFor{task}")
     options: dict[str, Any] = {
         "trust_remote_code": load["trust_remote_code"],
         "dtype": getattr(torch, load["dtype"]),
     }
+    if scores and load["kind"] != "merged":
+        options["num_labels"] = 1  # the base says nothing of it
     if torch.cuda.is_available():
         options["device_map"] = "auto"
     if load["quantise"]:
@@ -97,15 +124,18 @@ def _model(load: dict[str, Any]) -> Any:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=options["dtype"],
+            llm_int8_skip_modules=["lm_head", "score"],
         )
     if load["kind"] == "adapter":
-        model = AutoPeftModelForCausalLM.from_pretrained(load["path"], **options)
+        model = auto_peft.from_pretrained(load["path"], **options)
+        if scores:
+            return model
         model.generation_config = GenerationConfig.from_pretrained(load["path"])  # PEFT keeps the base's
         return model
     if load["kind"] == "merged":
-        return AutoModelForCausalLM.from_pretrained(load["path"], **options)
-    base = AutoModelForCausalLM.from_pretrained(load["base"], revision=load["revision"], **options)
-    return PeftModel.from_pretrained(base, load["path"])  # "unmerged": what a merge should equal
+        return auto.from_pretrained(load["path"], **options)
+    base = auto.from_pretrained(load["base"], revision=load["revision"], **options)
+    return peft.PeftModel.from_pretrained(base, load["path"])  # "unmerged": what a merge should equal
 
 
 def _llama_cpp(load: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -162,4 +192,4 @@ def _llama_cpp(load: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

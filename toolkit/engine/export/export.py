@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
+from transformers import AutoTokenizer
 
 from toolkit import hardware
 from toolkit.console.screen import bar
 from toolkit.data.template import ChatTemplate
 from toolkit.engine.base import hub, model
-from toolkit.engine.export import gguf, merge, parity
+from toolkit.engine.export import gguf, merge, parity, score_parity
 from toolkit.errors import UserError
 from toolkit.export import model_card, modelfile
 from toolkit.export.artefact import PARITY, PROMPTING, RUNS_CODE, Wanted
 from toolkit.files import write_json, write_text
 from toolkit.recipe import stages
-from toolkit.records.parity import Parity, Quantisation, Tolerance
+from toolkit.records.parity import Parity, Quantisation, ScoreParity, Tolerance
 from toolkit.run.runlog import LOG
 from toolkit.run.sealing import MARK, damage
 
@@ -41,7 +42,9 @@ OF_NF4 = (
 UNQUANTISED = Tolerance(4.0, 0.5, 0.8, "the base's NF4 error; measured 1.19 and 0.14")
 
 
-def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_process) -> Parity | None:
+def run(
+    wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_process
+) -> Parity | ScoreParity | None:
     """Makes one export and checks it. Returns what parity.json holds, or None where it was not to be checked.
 
     Raises UserError for whatever the user can fix, and when the export is not the trained model: it then stands as
@@ -64,7 +67,8 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
             merge.check_base(base, wanted.recipe.model.base_16bit or wanted.recipe.model.path, lora)
             # GGUF: the merged weights, their 16-bit GGUF, and the quantised one, for a while
             merge.check_room(base, wanted.temporary, lora, copies=3 if tools else 1)
-        answered = _trained(wanted, console) if wanted.verify else None
+        answered = _trained(wanted, console) if wanted.verify and wanted.answers else None
+        scored = score_parity.trained(wanted) if wanted.verify and not wanted.answers else None
         file = None
         if base is None:
             adapter(wanted, wanted.temporary)
@@ -72,7 +76,12 @@ def run(wanted: Wanted, console: Console, ask: parity.Ask = parity.in_fresh_proc
             merged(wanted, base, wanted.temporary, console)
         else:
             file = _gguf(wanted, base, tools, console)
-        measured = None
+        measured: Parity | ScoreParity | None = None
+        if scored:
+            console.print(
+                f"[dim]checking: {_consumer(wanted)} scores {len(scored.conversations)} conversations[/]"
+            )
+            measured = score_parity.verify(wanted, base, scored, _dtype(base) if base else scored.dtype, ask)
         if answered:
             console.print(f"[dim]checking: {_consumer(wanted)} answers the recipe's prompts[/]")
             measured = _verify(wanted, base, file, answered, ask)
@@ -109,13 +118,23 @@ def merged(wanted: Wanted, base: Path, target: Path, console: Console) -> None:
     names = merge.shards(base).values()
     with bar(console, "merging", sum(map(len, names))) as advance:
         done = merge.merge(base, lora, target, advance)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    generation = json.loads((wanted.run.adapter / "generation_config.json").read_text(encoding="utf-8"))
-    write_json(target / "config.json", _in_16_bits(config) | {"pad_token_id": generation["pad_token_id"]})
+    config = _in_16_bits(json.loads((base / "config.json").read_text(encoding="utf-8")))
+    config["pad_token_id"] = _pad_token_id(wanted.run.adapter)
+    if not wanted.answers:
+        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # one score
+        config["architectures"] = [
+            f"{name.removesuffix('ForCausalLM')}ForSequenceClassification" for name in config["architectures"]
+        ]
+    write_json(target / "config.json", config)
     _copy_prompting(wanted.run.adapter, target)
     console.print(
         f"[dim]{done['num_merged']} of {done['num_tensors']} tensors merged in {', '.join(done['dtypes'])}[/]"
     )
+
+
+def _pad_token_id(folder: Path) -> int:
+    pad: int = AutoTokenizer.from_pretrained(folder).pad_token_id
+    return pad
 
 
 def _in_16_bits(config: dict[str, Any]) -> dict[str, Any]:
@@ -142,9 +161,14 @@ def _modelfile(wanted: Wanted) -> str:
     return modelfile.write(template, modelfile.adds_bos(source), gguf.target(wanted).name, ends)
 
 
-def say(wanted: Wanted, measured: Parity | None, console: Console) -> None:
+def say(wanted: Wanted, measured: Parity | ScoreParity | None, console: Console) -> None:
     """The last lines: what was measured, and where the export is."""
-    if measured:
+    if isinstance(measured, ScoreParity):
+        console.print(
+            f"  against {measured.against}: scores differ by {measured.mean_score_diff:.4f} in the mean and "
+            f"{measured.max_score_diff:.4f} at most, of their spread; {measured.equal_order_fraction:.1%} ordered alike"
+        )
+    elif measured:
         for against, figures in (
             (measured.against, measured),
             ("the model as it was trained", measured.quantisation),
@@ -229,12 +253,7 @@ def _verify(
     )
     result.write(wanted.temporary / PARITY)
     if problems:
-        wanted.reject()
-        raise UserError(
-            *(f"the export is not the model that was trained: {problem}" for problem in problems),
-            *fixes,
-            f"it stands in {wanted.failed} to be looked at, with {PARITY}; nothing was written to {wanted.folder}",
-        )
+        wanted.reject(problems, *fixes)
     return result
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from toolkit.engine.export.tool import tool
 from toolkit.errors import UserError
 from toolkit.export.artefact import QUANTS, Wanted
 from toolkit.records.parity import Tolerance
@@ -109,7 +109,7 @@ def _binary(folder: Path | None) -> Path | None:
 
 
 def _run(command: list[str], hint: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = tool(command)
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-4:])
         raise UserError(

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from toolkit import hardware
+from toolkit.engine.base import score_head
 from toolkit.engine.base.token_rows import ROWS
 from toolkit.errors import UserError
 from toolkit.files import write_json
@@ -37,6 +38,8 @@ OTHER_FORMULAS = (
     "layer_replication",
     "target_parameters",
 )
+HEADS = {"classifier", "score"}  # what PEFT trains whole of a model that gives scores
+LM_HEAD, SCORE = "lm_head.weight", f"{score_head.HEAD}.weight"
 SPARE_GIB = 0.5  # interpreter and libraries, and files beside the weights
 
 
@@ -48,6 +51,7 @@ class Lora:
     scale: float
     updates: dict[str, tuple[torch.Tensor, torch.Tensor]]
     rows: dict[str, tuple[list[int], torch.Tensor]]
+    score: torch.Tensor | None = None  # the head of a reward model, in place of the one over the vocabulary
 
     @property
     def changed(self) -> set[str]:
@@ -82,14 +86,20 @@ def read_lora(folder: Path) -> Lora:
     """The adapter in a folder. Raises UserError when it is more than plain LoRA."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     others = [key for key in OTHER_FORMULAS if config.get(key)] + ["bias"] * (config["bias"] != "none")
+    if config.get("task_type") == "SEQ_CLS" and set(config["modules_to_save"] or ()) <= HEADS:
+        others = [key for key in others if key != "modules_to_save"]
     if config["peft_type"] != "LORA" or others:
         raise UserError(
             f"the adapter in {folder} uses {', '.join(others) or config['peft_type']}: only plain LoRA is merged here; "
             "export it with --format adapter"
         )
     parts: dict[str, dict[str, torch.Tensor]] = {}
+    score = None
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            if key == score_head.WEIGHT:
+                score = file.get_tensor(key)
+                continue
             module, _, part = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
             parts.setdefault(f"{module}.weight", {})[part] = file.get_tensor(key).float()
     updates, rows = {}, {}
@@ -106,7 +116,7 @@ def read_lora(folder: Path) -> Lora:
                 f"the adapter in {folder} holds {', '.join(sorted(found))} of {name}: no LoRA pair"
             )
     divisor = math.sqrt(config["r"]) if config["use_rslora"] else config["r"]
-    return Lora(config["lora_alpha"] / divisor, updates, rows)
+    return Lora(config["lora_alpha"] / divisor, updates, rows, score)
 
 
 def _token_ids(config: dict[str, Any], weight: str) -> list[int]:
@@ -198,16 +208,21 @@ def merge(
     """
     weight_map, total, merged, dtypes = {}, 0, 0, set()
     files = shards(base)
+    *_, last = files
     for file, names in files.items():
         tensors = {}
         with safe_open(base / file, framework="pt") as stream:
             for name in names:
-                tensors[name] = _in_16_bits(lora.merged(name, stream.get_tensor(name)))
+                if name != LM_HEAD or lora.score is None:
+                    tensors[name] = _in_16_bits(lora.merged(name, stream.get_tensor(name)))
                 merged += name in lora.changed
-                total += tensors[name].numel() * tensors[name].element_size()
-                dtypes.add(str(tensors[name].dtype).removeprefix("torch."))
-                weight_map[name] = file
                 advance(1)
+        if lora.score is not None and file == last:
+            tensors[SCORE] = _in_16_bits(lora.score)
+        for name, tensor in tensors.items():
+            total += tensor.numel() * tensor.element_size()
+            dtypes.add(str(tensor.dtype).removeprefix("torch."))
+            weight_map[name] = file
         save_file(tensors, target / file, metadata={"format": "pt"})
         (target / file).chmod(0o644)  # safetensors writes for the owner alone
         del tensors  # before the next shard is read, else there are two of them

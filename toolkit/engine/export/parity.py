@@ -8,13 +8,10 @@ are the log-probs of the TOP most probable next tokens at each position of the a
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from unsloth import FastLanguageModel
@@ -24,6 +21,7 @@ from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.base.quiet import quiet
 from toolkit.engine.export import consumer
+from toolkit.engine.export.tool import tool
 from toolkit.engine.inference import generate
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
@@ -103,23 +101,27 @@ def answer(loaded: model.LoadedModel, wanted: Wanted) -> Answered:
     )
 
 
-Ask = Callable[[Sequence[dict[str, Any]], Answered], list[dict[str, Any]]]
+class Asked(Protocol):
+    """What a consumer is asked: `Answered`, or the scores of a reward model."""
+
+    @property
+    def request(self) -> dict[str, Any]: ...
 
 
-def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Answered) -> list[dict[str, Any]]:
+Ask = Callable[[Sequence[dict[str, Any]], Asked], list[dict[str, Any]]]
+
+
+def in_fresh_process(loads: Sequence[dict[str, Any]], answered: Asked) -> list[dict[str, Any]]:
     """What the consumer answers, for each load. Raises UserError with its last words when it cannot load one."""
-    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        request, result = Path(folder) / "request.json", Path(folder) / "answer.json"
-        request.write_text(json.dumps(answered.request | {"loads": list(loads)}), encoding="utf-8")
-        command = [sys.executable, "-P", consumer.__file__, str(request), str(result)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            said = "\n".join(done.stderr.strip().splitlines()[-4:]) or f"exit code {done.returncode}"
-            raise UserError(f"the export does not load where it is to be used ({loads[0]['kind']}): {said}")
-        return json.loads(result.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    request = json.dumps(answered.request | {"loads": list(loads)})
+    done = tool([sys.executable, "-P", consumer.__file__], request)
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-4:]) or f"exit code {done.returncode}"
+        raise UserError(f"the export does not load where it is to be used ({loads[0]['kind']}): {said}")
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def in_this_process(loads: Sequence[dict[str, Any]], answered: Answered) -> list[dict[str, Any]]:
+def in_this_process(loads: Sequence[dict[str, Any]], answered: Asked) -> list[dict[str, Any]]:
     """The same without a process of its own; for a consumer whose process does not matter."""
     with quiet():
         return [consumer.answer(load, answered.request) for load in loads]

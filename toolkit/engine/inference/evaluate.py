@@ -178,10 +178,10 @@ class _Measuring:
         rows.chosen = {name: measured[name][0] for name in models}
         rows.rejected = {name: measured[name][1] for name in models}
         for name, reference in references.items():
-            gap = measured[reference][0] - measured[reference][1]
             section = run.of(name).as_trained(self.recipe).section(stages.of(name).name)
             assert isinstance(section, Dpo)
-            rows.rewarded[name] = Rewarded(gap, section.beta)
+            gap = rows.gap(*measured[reference], section.loss_type)
+            rows.rewarded[name] = Rewarded(gap, section.beta, section.loss_type)
         return None
 
     def _held_out(self, stage: Stage) -> Dataset | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from toolkit.data.masking import IGNORE_INDEX, TokenizedPair
 from toolkit.engine.base import oom
+from toolkit.engine.inference.batches import longest_first
 from toolkit.engine.shared_prompt import check
 from toolkit.engine.shared_prompt.hooks import TREE, NotShared, SharedPrompts, installed
 from toolkit.engine.shared_prompt.tree import Lengths, tree_of
@@ -121,33 +121,17 @@ def _in_batches(
     advance: Callable[[int], None],
     recovery: oom.Recovery | None,
 ) -> torch.Tensor:
-    """A row an item: what `batch` gives for their indices, longest first, as many as the logits have room for."""
-    lengths = [max(len(one.ids) for one in item) for item in items]
-    order = sorted(range(len(items)), key=lengths.__getitem__, reverse=True)
+    """What `batch` gives for items of one or two sequences, a row an item, as many as the logits have room for."""
     width = len(items[0]) if items else 1
-    values = torch.zeros(len(items), width)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    start, budget = 0, LOGIT_BYTES
-    while start < len(order):
-        longest = lengths[order[start]]
-        bytes_of_item = width * longest * vocabulary * 4
-        size = max(1, min(budget // bytes_of_item, len(order) - start))
-
-        def of_first(size: int, start: int = start) -> torch.Tensor:
-            return batch(order[start : start + size]).cpu()
-
-        if recovery is None:
-            result = of_first(size)
-        else:
-            result, fitting = recovery.halving(
-                "log-probs", size, of_first, partial("a row of {} tokens".format, longest)
-            )
-            if fitting < size:
-                budget = fitting * bytes_of_item
-        values[order[start : start + len(result)]] = result
-        start += len(result)
-        advance(width * len(result))
-    return values
+    return longest_first(
+        [max(len(one.ids) for one in item) for item in items],
+        batch,
+        LOGIT_BYTES,
+        width * model.get_output_embeddings().weight.shape[0] * 4,
+        "log-probs",
+        lambda count: advance(width * count),
+        recovery,
+    )
 
 
 def batch_sums(

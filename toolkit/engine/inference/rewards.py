@@ -14,6 +14,7 @@ from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import generate, log_probs
+from toolkit.recipe.dpo_losses import LOSSES
 from toolkit.recipe.schema import Dpo, Recipe
 from toolkit.recipe.stages import BASE
 
@@ -32,8 +33,8 @@ def measure(
     The implicit reward of a reply is beta (log pi(reply | prompt) - log pi_ref(reply | prompt)): Rafailov et al.
     2023, equation 5, without the term that depends on the prompt alone. On answers that the model itself sampled its
     mean estimates beta KL(pi || pi_ref): it says how far a model went from its reference, not how good it became.
-    The accuracy is the share of held-out pairs whose chosen reply has the larger reward. The reference itself has
-    none, and a base that was not the reference has neither: it did not start from there.
+    The accuracy is the share of held-out pairs whose chosen reply has the larger reward, a token where the loss takes
+    it so. The reference itself has none, and a base that was not the reference has neither: it did not start there.
     """
     stage = next(stage for stage in reversed(recipe.stages()) if stage.has_reference)
     section = recipe.section(stage.name)
@@ -46,7 +47,8 @@ def measure(
     pairs = preparation.as_pairs(held_out or ())
     if section.share_prompts:
         log_probs.share_prompts(loaded.model, pairs, loaded.tokenizer.pad_token_id, console)
-    expected = _margins(loaded, reference, pairs, console) if pairs else None
+    per_token = LOSSES[section.loss_type].per_token
+    expected = _gaps(loaded, reference, pairs, per_token, console) if pairs else None
     measured: dict[str, dict[str, Any]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
     for name in trained:
         own_answers = [answer.ids for answer in answers[name]]
@@ -54,8 +56,8 @@ def measure(
         own, theirs = (_log_probs(loaded, judge, sequences, name, console) for judge in (name, reference))
         measured[name] = {"mean_implicit_reward": section.beta * (own - theirs).mean().item()}
         if expected is not None:
-            margins = _margins(loaded, name, pairs, console)
-            measured[name]["preference_accuracy"] = torch.gt(margins, expected).float().mean().item()
+            gaps = _gaps(loaded, name, pairs, per_token, console)
+            measured[name]["preference_accuracy"] = torch.gt(gaps, expected).float().mean().item()
     return measured
 
 
@@ -67,11 +69,14 @@ def _log_probs(
         return log_probs.replies(loaded.model, sequences, loaded.tokenizer.pad_token_id, advance)
 
 
-def _margins(
-    loaded: model.LoadedModel, name: str, pairs: list[TokenizedPair], console: Console
+def _gaps(
+    loaded: model.LoadedModel, name: str, pairs: list[TokenizedPair], per_token: bool, console: Console
 ) -> torch.Tensor:
-    """log pi(chosen | prompt) - log pi(rejected | prompt): (len(pairs),)."""
+    """log pi(chosen | prompt) - log pi(rejected | prompt), of whole replies or a token: (len(pairs),)."""
     title = f"{name.lstrip('_')}: log-probs of {len(pairs)} held-out pairs"
     with bar(console, title, 2 * len(pairs)) as advance, model.use_adapter(loaded.model, name):
         chosen, rejected = log_probs.pairs(loaded.model, pairs, loaded.tokenizer.pad_token_id, advance)
+    if per_token:
+        chosen = chosen / torch.tensor([len(pair.chosen_ids) for pair in pairs])
+        rejected = rejected / torch.tensor([len(pair.rejected_ids) for pair in pairs])
     return chosen - rejected

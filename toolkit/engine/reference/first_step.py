@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from toolkit.errors import UserError
+from toolkit.recipe.dpo_losses import LOSSES
 
 # Nats by which the mean margin of the step's pairs, without beta, may differ from 0. bf16 on the tiny recipe, on a CPU:
 # up to 0.1 for a single pair (see reference/cache.py); a GPU was not measured, 0.2 to 0.5 a pair is what its two
@@ -33,14 +34,18 @@ class FirstStep(TrainerCallback):
         loss, margin = logs["loss"], logs["rewards/margins"]
         if not math.isfinite(loss):
             return  # train/finite.py says which rows
-        limit = trainer.beta * LIMITS.get(str(trainer.model.dtype), LIMIT_HALF)
+        known, nats = LOSSES[trainer.loss_types[0]], LIMITS.get(str(trainer.model.dtype), LIMIT_HALF)
+        start, limit, loss_limit = (
+            known.start(trainer.beta),
+            trainer.beta * nats,
+            known.slope(trainer.beta) * nats,
+        )
         trainer.reference["first_step"] = {"loss": loss, "margin": margin, "margin_limit": limit}
-        # of a small margin m the loss is ln 2 - m / 2
-        if not (abs(margin) <= limit and abs(loss - math.log(2)) <= limit):
+        if not (abs(margin) <= limit and abs(loss - start) <= loss_limit):
             raise UserError(
                 f"the first DPO step shows a reward margin of {margin:.4f} and a loss of {loss:.4f} before anything "
-                f"was trained (expected: 0 and ln 2 = {math.log(2):.4f}, both within {limit:g}): the reference "
-                "log-probs are not those of the policy in the forward that trains. Run it again with --fresh and with "
-                "--set dpo.precompute_ref_batch_size equal to the plan's per_device_train_batch_size; if it stops "
-                "again, it is an error of ours or of the installed versions: report it with log.txt"
+                f"was trained (expected: 0 within {limit:g} and {known.formula} = {start:.4f} within {loss_limit:g}): "
+                "the reference log-probs are not those of the policy in the forward that trains. Run it again with "
+                "--fresh and with --set dpo.precompute_ref_batch_size equal to the plan's per_device_train_batch_size; "
+                "if it stops again, it is an error of ours or of the installed versions: report it with log.txt"
             )

@@ -7,7 +7,6 @@ holds one adapter, a checkpoint too.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -28,26 +27,34 @@ from toolkit.engine.reference.precompute import (
     precompute,
 )
 from toolkit.errors import UserError
+from toolkit.recipe.dpo_losses import LOSSES
 from toolkit.run import manifest
 
 POLICY_ADAPTER = "default"
 # The margins of the same batch were exactly 0 in 164 passes over 160 pairs in 18 processes, with one thread or two, on
 # idle and on busy cores. Another batch size alone moves a pair by up to 0.1 nats.
 MARGIN_TOLERANCE = 1e-3
-LOSS_TOLERANCE = 1e-3
+LOSS_TOLERANCE = 1e-3  # of the value that the loss starts with where that is above 1
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The policy on some pairs against their reference: the loss farthest from ln 2, the largest reward margin."""
+    """The policy on some pairs against their reference: the loss farthest from `start`, where it has to begin, and the
+    largest reward margin. `formula` says in words what the start is."""
 
     pairs: int
     loss: float
     margin: float
+    start: float
+    formula: str
+
+    @property
+    def loss_tolerance(self) -> float:
+        return LOSS_TOLERANCE * max(1.0, self.start)
 
     @property
     def holds(self) -> bool:
-        return self.margin <= MARGIN_TOLERANCE and abs(self.loss - math.log(2)) <= LOSS_TOLERANCE
+        return self.margin <= MARGIN_TOLERANCE and abs(self.loss - self.start) <= self.loss_tolerance
 
 
 def establish(trainer: Any, source: str, batch_size: int, console: Console) -> dict[str, Any]:
@@ -74,15 +81,16 @@ def establish(trainer: Any, source: str, batch_size: int, console: Console) -> d
         cache.delete(done.keys)
         raise UserError(
             f"the DPO reference is not the policy that training starts from: on {proof.pairs} pairs the loss is "
-            f"{proof.loss:.4f} (expected: ln 2 = {math.log(2):.4f} within {LOSS_TOLERANCE:g}) and the largest margin "
-            f"{proof.margin:.4f} (expected: 0 within {MARGIN_TOLERANCE:g}), twice. Their weights are equal, taken from "
-            f"{source}: passes over the same batch do not give the same numbers here. {_fix()}, and check the machine"
+            f"{proof.loss:.4f} (expected: {proof.formula} = {proof.start:.4f} within {proof.loss_tolerance:g}) and the "
+            f"largest margin {proof.margin:.4f} (expected: 0 within {MARGIN_TOLERANCE:g}), twice. Their weights are "
+            f"equal, taken from {source}: passes over the same batch do not give the same numbers here. {_fix()}, and "
+            "check the machine"
         )
     drop(trainer)
     generators.restore()
     console.print(
         f"[green]the reference is the policy[/] ({source}): {num_weights} weights equal bit for bit, loss "
-        f"{proof.loss:.6f} = ln 2, largest margin {proof.margin:.1e} on {proof.pairs} pairs"
+        f"{proof.loss:.6f} = {proof.formula}, largest margin {proof.margin:.1e} on {proof.pairs} pairs"
     )
     return {"pairs": done.pairs, "reused": done.reused, "seconds": time.perf_counter() - started}
 
@@ -125,10 +133,11 @@ def prove(trainer: Any, done: Pass) -> Proof:
                     losses.append(trainer.compute_loss(trainer.model, batch))
     finally:
         trainer._metrics, trainer._total_train_tokens = logged, tokens
-    loss = torch.stack(losses)
-    worst = loss[(loss - math.log(2)).abs().argmax()].item()  # NaN counts as the largest, in both
+    known, loss = LOSSES[trainer.loss_types[0]], torch.stack(losses)
+    start = known.start(trainer.beta)
+    worst = loss[(loss - start).abs().argmax()].item()  # NaN counts as the largest, in both
     margin = trainer.beta * torch.cat(margins).abs().max().item()
-    return Proof(sum(map(len, margins)), worst, margin)
+    return Proof(sum(map(len, margins)), worst, margin, start, known.formula)
 
 
 def drop(trainer: Any) -> None:

@@ -19,7 +19,7 @@ from toolkit.files import write_text
 from toolkit.records.run_manifest import PlanMade
 from toolkit.redaction import blanked, redacted
 from toolkit.report import run_page, run_record
-from toolkit.run import manifest, runlog, sealing
+from toolkit.run import manifest, runlog
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
 
@@ -48,21 +48,6 @@ def begin(job: Job) -> Path | None:
     }
     run.record(described | manifest.begun(before, step) | resumed | {"plan": PlanMade(**job.plan.to_dict())})
     return checkpoint
-
-
-@contextlib.contextmanager
-def room(run: RunDir) -> Iterator[None]:
-    """A disk that refuses a file ends the run with one message; its last checkpoint is complete."""
-    try:
-        yield
-    except Exception as error:
-        problem = sealing.disk_problem(error)
-        if problem is None:
-            raise
-        raise UserError(
-            f"cannot write to {run.path}: {problem}. Make room there, or move it to another disk and name that with "
-            "--runs DIR; the same command then continues from the last checkpoint"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from toolkit.errors import UserError
 
 LAYERS_A_STEP = 8  # of 32 a step costs 9% of the time by FLOPs, all of them 46%
 ID_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
+EXTREMES = {"min": min, "max": max}  # how names of TRL's metrics begin that are no averages
 ROWS = "rows_of_this_batch"  # where a batch carries the rows that it was collated from
 MOST_RAN = (
     512  # micro-batches whose losses and rows are kept between two logs; rows of 1,000 tokens take 8 kB each
@@ -82,7 +83,7 @@ else:
 
 
 class OutOfMemoryRecovery(TrainerOfTRL):
-    """Mixin before TRL's SFTTrainer or DPOTrainer. Its keyword `recovery` holds the state, `micro_batches` says how a
+    """Mixin before a trainer of TRL. Its keyword `recovery` holds the state, `micro_batches` says how a
     batch is cut to begin with; `ran` is what ran last.
 
     While nothing happens a micro-batch costs a copy of the RNG states (10 kB) and, from the second of an
@@ -281,16 +282,22 @@ def metric_weights(batch: Any) -> dict[str, float]:
             "logits/rejected": rejected,
             "mean_token_accuracy": chosen,
         }
+    if "labels" not in batch:  # pairs of a reward model
+        return {"": len(batch["input_ids"]) // 2}
     return {"": (batch["labels"][:, 1:] != IGNORE_INDEX).sum().item()}
 
 
 def merge_metrics(
     log: dict[str, list[float]], pieces: list[dict[str, list[float]]], weights: list[dict[str, float]]
 ) -> None:
-    """Adds to TRL's `log` what the whole batch would have logged: one value a metric, the mean over its pieces."""
+    """Adds to TRL's `log` what the whole batch would have logged: one value a metric, the mean over its pieces, or the
+    smallest or largest of them."""
     for name, values in pieces[-1].items():
         if name == "num_tokens" or len(pieces) == 1:
             log[name] = values if name == "num_tokens" else log[name] + values  # the first is a running total
+            continue
+        if extreme := EXTREMES.get(name.partition("_")[0]):
+            log[name] = [*log[name], extreme(piece[name][0] for piece in pieces)]
             continue
         of_name = [weight.get(name, weight[""]) for weight in weights]
         total = sum(weight * piece[name][0] for weight, piece in zip(of_name, pieces, strict=True))

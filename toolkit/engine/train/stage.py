@@ -17,7 +17,7 @@ from toolkit.data.length_groups import grouped_by_length
 from toolkit.engine.base import fingerprint, hub, model
 from toolkit.engine.base.quiet import quiet
 from toolkit.engine.data import preparation
-from toolkit.engine.train import answers, attempt, finite, trackers
+from toolkit.engine.train import answers, attempt, finite, held_out_scores, trackers
 from toolkit.engine.train.callbacks import Callbacks
 from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.engine.train.progress import evaluated_at
@@ -26,10 +26,15 @@ from toolkit.files import digest
 from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.run_manifest import Base
 from toolkit.records.run_report import RunReport
+from toolkit.run import sealing
 from toolkit.run.rundir import STARTED_FROM, WEIGHTS
 from toolkit.training import schedule
 from toolkit.training.job import Job
 
+# What to do where the disk is full; the last checkpoint is complete
+ELSEWHERE = (
+    "move it to another disk and name that with --runs DIR; the command then goes on from the last checkpoint"
+)
 # (job, loaded model, prepared data) -> a Trainer that is ready to train
 BuildTrainer = Callable[[Job, model.LoadedModel, preparation.Prepared], Any]
 
@@ -41,7 +46,7 @@ def run(job: Job, build: BuildTrainer) -> RunReport:
     and nothing in the run directory looks finished that is not: a signal after the adapter was saved comes too late.
     """
     stop = StopOnSignal(job.console)
-    with job.run.locked(), stop.listening(), attempt.room(job.run):
+    with job.run.locked(), stop.listening(), sealing.room(job.run.path, ELSEWHERE):
         started = time.monotonic()
         notes = job.start.check(job.recipe) if job.start else []
         checkpoint = attempt.begin(job)
@@ -64,7 +69,7 @@ def _train(
     set_seed(recipe.seed)
 
     with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.locate(recipe.model.path))):
-        loaded = model.load(recipe, section.max_length, settings)
+        loaded = model.load(recipe, section.max_length, settings, task=job.stage.task)
         model.attach_lora(loaded, recipe, settings, section.max_length)
     for note in loaded.notes:
         console.print(f"[yellow]{escape(note)}[/]")
@@ -113,7 +118,10 @@ def _train(
         mark = AdapterMark(trajectory=trajectory, conditions=conditions, num_steps=report.num_steps)
         model.save_adapter(loaded, run, mark)
     report.write(run.report)  # it says finished: not before the adapter is there
-    report = replace(report, answers=answers.compare(job, loaded))
+    if job.stage.answers:
+        report = replace(report, answers=answers.compare(job, loaded))
+    else:
+        report = replace(report, scores=held_out_scores.measure(job, loaded, trainer.recovery))
     report = replace(report, wall_seconds=time.monotonic() - started)
     report.write(run.report)
     return report
