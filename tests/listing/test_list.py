@@ -116,6 +116,11 @@ def test_what_is_half_there_or_damaged_is_listed_too(tmp_path: Path) -> None:
     assert outcomes == {"tiny/sft": "not begun", "tiny/dpo": "damaged", "tiny/compare.unfinished": "failed"}
 
 
+def test_without_a_folder_of_runs_it_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no folder .*/none; name where they are with --runs DIR"):
+        entries.find(tmp_path / "none")
+
+
 def test_only_the_end_of_what_grows_is_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, "sft")
     run.metrics.write_text("".join(json.dumps({"step": n, "loss": n / 2}) + "\n" for n in range(5000)))
@@ -125,7 +130,6 @@ def test_only_the_end_of_what_grows_is_read(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_once_it_is_agreed_to_and_what_continues_it_is_said(runs: Path) -> None:
-    assert "there is no folder" in mistake("list", "--runs", runs / "none", light=True)
     said = mistake("list", "--runs", runs, "--remove", "tiny/sft", light=True)
     assert "no terminal to ask on" in said and "--yes" in said and (runs / "tiny/sft").exists()
     assert not answered(runs, "n", "--remove", "tiny/sft") and (runs / "tiny/sft").exists()

@@ -1,6 +1,6 @@
 """The caches that runs share: where prepared rows and reference log-probs lie, and what their entries are called.
 
-The engine fills them. An entry is changed when it is used; it may be deleted at any time, and is made again then.
+The engine fills them. The time of an entry is when it was last used. It may be deleted at any time, and is made again.
 """
 
 from __future__ import annotations

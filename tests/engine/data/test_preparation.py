@@ -310,6 +310,7 @@ def test_code_that_decides_is_part_of_the_key() -> None:
         "env",
         "files",
         "records/data_report",
+        "run/caches",
         "run/sealing",
     }
     seen, todo = set(), ["engine/data/preparation"]
@@ -358,6 +359,15 @@ def test_a_kill_leaves_nothing_that_looks_whole(tmp_path: Path, cache: Path) -> 
     os.utime(leftover, (0, 0))
     prepare(recipe_of("sft", tmp_path / "a.jsonl", max_length=99))
     assert not leftover.exists()
+
+
+def test_an_entry_says_when_it_was_last_used(tmp_path: Path, cache: Path) -> None:
+    recipe = recipe_of("sft", write(tmp_path / "a.jsonl", CHATS))
+    prepare(recipe)
+    [entry] = cache.iterdir()
+    os.utime(entry, (0, 0))
+    prepare(recipe)
+    assert entry.stat().st_mtime > 0
 
 
 def test_only_files_that_an_entry_names_are_read_and_none_is_added(tmp_path: Path, cache: Path) -> None:
