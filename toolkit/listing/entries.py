@@ -1,5 +1,5 @@
-"""Every run under a folder, as far as one line tells of it. There may be a thousand of them: files that grow are read at
-their end alone."""
+"""Every run under a folder, as far as one line tells of it. There may be a thousand: files that grow are read at their
+end alone."""
 
 from __future__ import annotations
 
