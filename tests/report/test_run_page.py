@@ -106,6 +106,7 @@ def text_of(run: RunDir) -> str:
     return page[: page.find("<script>")] if "<script>" in page else page
 
 
+@pytest.mark.long
 def test_a_run_of_100_000_steps_is_read_quickly_and_its_page_stays_small(
     tmp_path: Path, browser: Any
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_reference_has_the_policys_rows_and_a_copy_without_them_is_noticed()
     assert proof.prove_weights(made.model, "sft") == 58
 
 
+@pytest.mark.long
 def test_stopped_and_continued_the_rows_are_the_same_bits_and_dpo_goes_on_from_them(
     unknown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

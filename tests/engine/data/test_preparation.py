@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -347,12 +348,17 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, cache: Path, encoded: lis
 
 
 def test_a_kill_leaves_nothing_that_looks_whole(tmp_path: Path, cache: Path) -> None:
-    recipe, encode = recipe_of("sft", write(tmp_path / "a.jsonl", CHATS)), preparation.encode
-    child = os.fork()
-    if child == 0:
-        preparation.encode = lambda *args: (encode(*args), os.kill(os.getpid(), signal.SIGKILL))[0]
-        prepare(recipe)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    recipe = recipe_of("sft", write(tmp_path / "a.jsonl", CHATS))
+    code = (
+        "import os, signal, sys, tests.conftest; os.environ['XDG_CACHE_HOME'] = sys.argv[1]\n"
+        "from pathlib import Path; from tests.engine.data.test_preparation import prepare, preparation, recipe_of\n"
+        "encode = preparation.encode\n"
+        "preparation.encode = lambda *args: (encode(*args), os.kill(os.getpid(), signal.SIGKILL))[0]\n"
+        "prepare(recipe_of('sft', Path(sys.argv[2])))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "a.jsonl")]
+    killed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [path.name.startswith(".making-") for path in cache.iterdir()] == [True]
     assert prepare(recipe).report.used == 40
     [leftover] = cache.glob(".making-*")

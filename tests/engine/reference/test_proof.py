@@ -118,6 +118,7 @@ def test_a_pass_that_breaks_off_goes_on_where_it_was_to_the_same_weights(
     assert weights(again) == weights(whole)
 
 
+@pytest.mark.long
 def test_kill_9_in_the_pass_costs_no_batch_that_was_done(
     sft: Stage, tmp_path: Path, cache: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_kill_9_in_the_pass_costs_no_batch_that_was_done(
     assert weights(again) == weights(undisturbed)
 
 
+@pytest.mark.long
 def test_another_beta_finds_everything_and_trains_as_if_it_had_computed_it(
     whole: Stage,
     sft: Stage,

@@ -157,6 +157,7 @@ def test_a_training_step_runs_again_in_pieces(
     assert "out of memory (training, step" in stage.shown
 
 
+@pytest.mark.long
 def test_with_dropout_the_pieces_are_the_micro_batches_of_a_smaller_recipe_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +226,7 @@ def test_dpo_pairs_stay_together(
     assert_close(stage, undisturbed_dpo)
 
 
+@pytest.mark.long
 def test_the_reference_pass_and_evaluation_of_dpo_halve_their_batches(
     runs_with_sft: Path, undisturbed_dpo: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_its_report_says_how_it_tells_held_out_pairs_apart(done: Stage) -> None:
     assert set(names.split()) <= json.loads(done.run.metrics.read_text().splitlines()[0]).keys()
 
 
+@pytest.mark.long
 def test_stopped_in_a_step_it_ends_with_the_same_bits(
     done: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

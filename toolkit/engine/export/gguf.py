@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from toolkit.engine.export.tool import tool
 from toolkit.errors import UserError
 from toolkit.export.artefact import QUANTS, Wanted
+from toolkit.export.tool import tool
 from toolkit.records.parity import Tolerance
 
 CONVERTER = "convert_hf_to_gguf.py"

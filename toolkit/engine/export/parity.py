@@ -21,10 +21,10 @@ from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.base.quiet import quiet
 from toolkit.engine.export import consumer
-from toolkit.engine.export.tool import tool
 from toolkit.engine.inference import generate
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
+from toolkit.export.tool import tool
 from toolkit.records.parity import Difference, Tolerance
 
 TOP = 5

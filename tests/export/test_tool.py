@@ -1,14 +1,15 @@
 """A program that an export has run for it ends with the export, however that ends."""
 
-import os
 import signal
+import subprocess
 import sys
 import time
 
 import psutil
 import pytest
 
-from toolkit.engine.export.tool import tool
+from tests.conftest import ROOT
+from toolkit.export.tool import tool
 
 
 def test_what_it_answered_is_text_in_any_locale() -> None:
@@ -18,12 +19,11 @@ def test_what_it_answered_is_text_in_any_locale() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_is_gone_once_the_export_is(number: int) -> None:
-    parent = os.fork()
-    if parent == 0:
-        tool(["sleep", "600"])
-    while not (children := psutil.Process(parent).children()) or children[0].name() != "sleep":
+    code = "from toolkit.export.tool import tool; tool(['sleep', '600'])"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    while not (children := psutil.Process(parent.pid).children()) or children[0].name() != "sleep":
         time.sleep(0.01)
-    os.kill(parent, number)
-    os.waitpid(parent, 0)
+    parent.send_signal(number)
+    parent.wait()
     gone, _ = psutil.wait_procs(children, timeout=60)
     assert gone or children[0].status() == psutil.STATUS_ZOMBIE
