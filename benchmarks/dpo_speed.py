@@ -186,6 +186,7 @@ def measure(trainer: Any, rows: Rows, rounds: int) -> dict[str, dict[str, float]
             reset_peak()
             took, kept[name] = step(name)
             seconds[name].append(took)
+            print(f"{name}: {took:.1f} s a step of {len(rows)} pairs", file=sys.stderr, flush=True)
             peaks[name] = peak_gib()
     stock_loss, *stock = kept["stock 1"]
     norm = torch.cat(stock).norm()

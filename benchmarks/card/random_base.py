@@ -95,7 +95,8 @@ def _config(architecture: Architecture) -> dict[str, object]:
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": "bfloat16",
+            # most CPUs only emulate bf16
+            "bnb_4bit_compute_dtype": "bfloat16" if torch.cuda.is_available() else "float32",
         },
     }
 
