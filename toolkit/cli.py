@@ -18,7 +18,6 @@ from toolkit import cards, command, env, hardware, process
 from toolkit.console.screen import Screen, Steady, bar
 from toolkit.console.text import Terminal
 from toolkit.data import sets
-from toolkit.doctor import examine
 from toolkit.errors import Interrupted, UserError
 from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe import stages
@@ -143,6 +142,10 @@ def _preview(recipe: Recipe, run: RunDir, num: int, console: Console) -> None:
     stage = stages.of(run.stage)
     if problems := sets.problems(recipe, recipe.section(stage.name), stage.row_kind):
         raise UserError(*problems)
+    from toolkit.doctor import (
+        examine,  # brings huggingface_hub along: half a second that no other command pays
+    )
+
     if problems := examine.out_of_reach(recipe, stage):
         raise UserError(*problems)
     env.prepare(recipe.memory.alloc_conf, use_gpu=False)

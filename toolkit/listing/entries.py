@@ -20,7 +20,7 @@ from toolkit.records.run_manifest import Manifest
 from toolkit.records.run_report import RunReport
 from toolkit.report.curves import Series
 from toolkit.report.measures import OF_ANSWERS, OF_HELD_OUT
-from toolkit.report.run_record import Outcome, measured, outcome_of, read_series, written
+from toolkit.report.run_record import Outcome, measured, moment, outcome_of, read_series, written
 from toolkit.run import locking
 from toolkit.run.replacing import UNFINISHED
 from toolkit.run.rundir import STARTED_FROM, RunDir
@@ -221,12 +221,3 @@ def _export(recipe: str, folder: Path) -> Entry | None:
         size_bytes=size_bytes(folder),
         made_from=[mark.stage] if mark and mark.stage else [],
     )
-
-
-def moment(text: str | None) -> datetime | None:
-    """A manifest's time, where it is one with its zone."""
-    try:
-        found = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    return found if found and found.tzinfo else None

@@ -107,12 +107,12 @@ def plan_stage(
     would give other sums and other bits. `rows` are those of the run, once they were prepared: they tell its time.
     Raises UserError when the recipe lacks the stage.
     """
-    if not kept:
-        return _with_rows(_plan(recipe, stage, card, ram_gib), recipe, card, rows)
-    left_open = {name: value for name, value in kept.items() if getattr(recipe.memory, name) == "auto"}
+    left_open = {
+        name: value for name, value in (kept or {}).items() if getattr(recipe.memory, name) == "auto"
+    }
     recipe = _with(recipe, "memory", recipe.memory.model_copy(update=left_open))
     plan = _with_rows(_plan(recipe, stage, card, ram_gib), recipe, card, rows)
-    return plan if plan.fits else replace(plan, fixes=(BEGIN_AGAIN,))
+    return replace(plan, fixes=(BEGIN_AGAIN,)) if kept and not plan.fits else plan
 
 
 def _with_rows(plan: Plan, recipe: Recipe, card: Card | None, rows: DataReport | None) -> Plan:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from html import escape
 
 from toolkit.console.panel import duration
 from toolkit.recipe import stages
-from toolkit.report.run_record import RunRecord
+from toolkit.report.run_record import RunRecord, moment
 from toolkit.report.tables import number
 
 
@@ -54,7 +53,7 @@ def _next(record: RunRecord) -> str:
 
 
 def _when(record: RunRecord) -> str:
-    started, ended = _moment(record.manifest.started), _moment(record.manifest.ended)
+    started, ended = moment(record.manifest.started), moment(record.manifest.ended)
     if ended is None:
         ended, last = record.last_sign, ", the last sign of life"
     else:
@@ -66,13 +65,6 @@ def _when(record: RunRecord) -> str:
     resumed = len(record.manifest.resumed_at_steps or [])
     sessions = f", continued {resumed} time{'s' * (resumed != 1)}" if resumed else ""
     return f"{started.day} {started:%b %Y, %H:%M} to {end} UTC{last}{sessions}"
-
-
-def _moment(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
 
 
 def _device(record: RunRecord) -> str:

@@ -131,6 +131,15 @@ def written(path: Path) -> datetime | None:
         return None
 
 
+def moment(text: str | None) -> datetime | None:
+    """A manifest's time, where it is one with its zone."""
+    try:
+        found = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return found if found and found.tzinfo else None
+
+
 def is_of_other_weights(measured_at: datetime, manifest: Manifest) -> bool:
     """Whether measures of a model were written before the run that made it ended."""
     return manifest.ended is not None and measured_at.isoformat() < manifest.ended

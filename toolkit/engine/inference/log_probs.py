@@ -41,8 +41,7 @@ def pairs(
         values = replies(model, replied, pad_token_id, advance, recovery)
         return values[0::2], values[1::2]
     both = [_scored(*one) for one in replied]
-    items = list(zip(both[0::2], both[1::2], strict=True))
-    lengths = [(len(row.prompt_ids), len(row.chosen_ids), len(row.rejected_ids)) for row in rows]
+    items, lengths = list(zip(both[0::2], both[1::2], strict=True)), _lengths(rows)
 
     def batch(indices: list[int]) -> torch.Tensor:
         some = [items[index] for index in indices]
@@ -58,19 +57,18 @@ def share_prompts(model: Any, rows: Sequence[TokenizedPair], pad_token_id: int, 
     """Lets `pairs` of this model run each prompt once, where it can and some of the rows come out as they do padded."""
     if not rows or installed(model):
         return
-    lengths = [(len(row.prompt_ids), len(row.chosen_ids), len(row.rejected_ids)) for row in rows]
+    lengths = _lengths(rows)
     try:
         sharing = SharedPrompts(model, max(p + max(c, r) for p, c, r in lengths))
     except NotShared:
         return
 
     def values(some: list[TokenizedPair], is_shared: bool) -> torch.Tensor:
-        replied = [(row.prompt_ids, row.chosen_ids) for row in some] + [
-            (row.prompt_ids, row.rejected_ids) for row in some
-        ]
         if is_shared:
             return torch.cat(pairs(model, some, pad_token_id))
-        return replies(model, replied, pad_token_id)
+        chosen = [(row.prompt_ids, row.chosen_ids) for row in some]
+        rejected = [(row.prompt_ids, row.rejected_ids) for row in some]
+        return replies(model, chosen + rejected, pad_token_id)
 
     found = check.compare([rows[index] for index in check.choose(lengths)], values, model.dtype)
     if not found.holds:
@@ -108,6 +106,10 @@ def sums(
         return batch_sums(model, [sequences[index] for index in indices], pad_token_id)[:, None]
 
     return _in_batches(model, [(one,) for one in sequences], batch, advance, recovery)[:, 0]
+
+
+def _lengths(rows: Sequence[TokenizedPair]) -> list[Lengths]:
+    return [(len(row.prompt_ids), len(row.chosen_ids), len(row.rejected_ids)) for row in rows]
 
 
 def _scored(prompt: list[int], reply: list[int]) -> Scored:

@@ -165,9 +165,7 @@ class OutOfMemoryRecovery(TrainerOfTRL):
         whole batch would have logged. A signal is looked at between pieces."""
         batch = inputs[ROWS].rows
         rows, done = self.micro_batches.ordered(batch), list[Piece]()
-        total = cache(
-            lambda: metric_weights(inputs)[""]
-        )  # read from the device once, and not at all for one piece
+        total = cache(lambda: metric_weights(inputs)[""])  # read from the device once, for one piece never
         with ExitStack() as until_done:
             while rows:
                 size = self.micro_batches.first(rows, len(batch), self.recovery.split[mode])
