@@ -67,7 +67,9 @@ TINY = Size(
     ),
     point_steps=1,
     without=(
-        *(("speed", point) for point in ("stock sft 2", "toolkit dpo 2", "stock dpo 2")),
+        ("embedded", "compare"),
+        *(("speed", f"{who} 2") for who in ("stock sft", "toolkit sft", "stock dpo", "toolkit dpo")),
+        ("speed", "stock sft 1"),
         ("resume", "sft"),
         *(("variants", variant.name) for variant in VARIANTS[1:]),
     ),

@@ -105,6 +105,7 @@ def test_nothing_to_compare_names_the_commands(tmp_path: Path) -> None:
     assert "--questions goes with --prompts" in mistake("compare", "--recipe", "tiny", "--questions")
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_be_reached_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = mistake(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.engine.scripts import Script
 from tests.test_architecture import ORDER, PACKAGES
 from toolkit.cards import CARDS
 from toolkit.data.reasons import Reason
@@ -82,6 +83,9 @@ FILES = {  # of the reader's, which the commands name: the layout of a row
 }
 
 
+FEW_STEPS = 12  # more than are warmed up
+
+
 def runs_on_a_cpu(command: str) -> bool:
     """Without a network, a large model or anything to install, within the clone."""
     if command == "make run" or command == "python run_doctor.py":
@@ -91,13 +95,19 @@ def runs_on_a_cpu(command: str) -> bool:
 
 
 def fresh_clone(folder: Path) -> Path:
-    """What is tracked, as it is now, and a .venv as `make setup` leaves it, of the packages that run this test."""
+    """What is tracked, as it is now, and a .venv as `make setup` leaves it, of the packages that run this test.
+
+    The embedded recipe trains a few steps a stage: whole it is tests/engine/train/test_tiny.py's.
+    """
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode or sys.prefix == sys.base_prefix:
         pytest.skip("needs a git checkout and a virtual environment")
     for name in filter(lambda name: (ROOT / name).is_file(), tracked.stdout.split("\0")[:-1]):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
+    recipe = folder / "recipes/tiny.yaml"
+    steps = re.sub(r"^  max_steps: null", f"  max_steps: {FEW_STEPS}", recipe.read_text(), flags=re.MULTILINE)
+    recipe.write_text(steps.replace("save_steps: 200", f"save_steps: {FEW_STEPS}"))
     (folder / ".venv").mkdir()
     for part in Path(sys.prefix).iterdir():
         if not part.name.startswith(".installed"):
@@ -107,14 +117,25 @@ def fresh_clone(folder: Path) -> Path:
     return folder
 
 
+def ended(command: str, clone: Path) -> tuple[int, str]:
+    """(exit code, what it said) of a command in the clone: a script's own process is a fork."""
+    if command.startswith("python "):
+        script = Script(shlex.split(command)[1:], clone.parent / "said", clone)
+        return script.wait(600), script.said()
+    path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=clone, env=os.environ | {"PATH": path}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
 @pytest.mark.long
 def test_the_commands_of_readme_and_docs_work_one_after_the_other_in_a_fresh_clone(tmp_path: Path) -> None:
     clone, kept = fresh_clone(tmp_path / "clone"), tmp_path / "kept"
     runs = clone / "runs"
     for name, layout in FILES.items():
         (clone / name).write_text("".join(layout % {"number": number} + "\n" for number in range(32)))
-    path = f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
     failed, done = [], set()
     for name, commands in FENCED.items():
         if kept.exists():  # each document begins where the README ended
@@ -123,15 +144,13 @@ def test_the_commands_of_readme_and_docs_work_one_after_the_other_in_a_fresh_clo
         for command in commands:
             is_dry = command.startswith("make ") and not runs_on_a_cpu(command)
             asked = command.replace("make ", "make -n ", 1) if is_dry else command
+            asked = re.sub(r"checkpoint-\d+", f"checkpoint-{FEW_STEPS}", asked)
             if command in done or not (is_dry or runs_on_a_cpu(command)):
                 continue
             done.add(command)
-            ended = subprocess.run(
-                ["bash", "-c", asked], cwd=clone, env=environment, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
-            if ended.returncode:
-                failed.append(f"{name}: {asked}\n{ended.stdout[-2000:]}")
+            code, said = ended(asked, clone)
+            if code:
+                failed.append(f"{name}: {asked}\n{said[-2000:]}")
         if name == "README.md":
             shutil.copytree(runs, kept)
     assert not failed, "\n\n".join(failed)

@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 TINY = ROOT / "recipes" / "tiny"
 
 
+@pytest.mark.long
 def test_the_committed_rows_and_tokenizer_are_what_the_script_makes(tmp_path: Path) -> None:
     command = [sys.executable, str(TINY / "build.py"), "--rows-only", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)

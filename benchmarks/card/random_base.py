@@ -82,13 +82,13 @@ def _config(architecture: Architecture) -> dict[str, object]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **architecture.model_dump(),
+        "max_position_embeddings": 8192,
+        **architecture.model_dump(exclude_none=True),
         "head_dim": head_dim(architecture),
         "tie_word_embeddings": False,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-        "max_position_embeddings": 8192,
         "dtype": "bfloat16",
         "quantization_config": {
             "quant_method": "bitsandbytes",

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from tests.conftest import ROOT
+from tests.engine.scripts import Script
 from toolkit.memory.plan import plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
@@ -168,17 +167,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "shared-steps", train)
 
 
-def start(name: str, runs: Path, *overrides: str) -> "subprocess.Popen[str]":
+def start(name: str, runs: Path, *overrides: str) -> Script:
     """A script of the tiny recipe in a process of its own."""
     words = [word for override in (*FEW_ROWS, *overrides) for word in ("--set", override)]
-    command = [sys.executable, str(ROOT / f"run_{name}.py"), "--recipe", "tiny", "--runs", str(runs), *words]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [str(ROOT / f"run_{name}.py"), "--recipe", "tiny", "--runs", str(runs), *words]
+    runs.mkdir(exist_ok=True)
+    return Script(words, runs / f"{name}.said")
 
 
-def wait_for(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:
-    """Until something happened, or a failure when the process ends before."""
+def wait_for(script: Script, happened: Callable[[], bool]) -> None:
+    """Until something happened, or a failure when the script ends before."""
     deadline = time.monotonic() + 120
     while not happened():
-        assert process.poll() is None, process.communicate()[0]
+        assert script.poll() is None, script.said()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,6 +1,6 @@
 """Runs a stage as its script does, and sends itself signals at the n-th call of a function.
 
-    python -m tests.engine.killed MODULE:FUNCTION N SIGNAL[,SIGNAL] STAGE [the script's options]
+    tests.engine.killed MODULE:FUNCTION N SIGNAL[,SIGNAL] STAGE [the script's options]
 
 A kill from outside at a moment that can be named: nothing of the run is replaced.
 """

@@ -155,7 +155,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
 def test_a_preview_needs_neither_model_nor_gpu(stage: str, base: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": f"the {i}", "chosen": "a" * i, "rejected": "an"} for i in range(30)

@@ -85,6 +85,7 @@ def _key(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int
 
 def _drawn(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int]) -> list[str]:
     """A div for each chart, and last the script."""
+    from bokeh.document import Document
     from bokeh.embed import components
     from bokeh.models import Range1d
     from bokeh.resources import Resources
@@ -93,7 +94,12 @@ def _drawn(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[i
     first, last = min(steps[0] for steps in drawn), max(steps[-1] for steps in drawn)
     room = max((last - first) * 0.02, 0.5)
     shared = Range1d(first - room, last + room, bounds="auto")
-    script, divs = components([_figure(chart, series, shared, marks) for chart in charts])
+    plots = [_figure(chart, series, shared, marks) for chart in charts]
+    document = Document()
+    with document.models.freeze():  # else every plot is a walk through all of them
+        for plot in plots:
+            document.add_root(plot)
+    script, divs = components(plots)
     library = Resources(mode="inline", components=["bokeh"]).js_raw[0]
     ours = SCRIPT.read_text(encoding="utf-8")
     return [*divs, f"<script>{library}</script>{script}<script>{ours}</script>"]

@@ -82,7 +82,9 @@ def test_everything_recomputes_only_in_its_block() -> None:
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("stage", "layers"), [("sft", 3), ("dpo", 1), ("dpo", 0)])
+@pytest.mark.parametrize(
+    ("stage", "layers"), [("sft", 3), pytest.param("dpo", 1, marks=pytest.mark.long), ("dpo", 0)]
+)
 def test_a_run_recomputes_what_its_settings_say_to_the_last_step(
     stage: str, layers: int, runs_with_sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

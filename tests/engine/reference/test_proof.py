@@ -124,10 +124,10 @@ def test_kill_9_in_the_pass_costs_no_batch_that_was_done(
 ) -> None:
     overrides = (*PAIRS, "dpo.max_rows=64", "dpo.precompute_ref_batch_size=1")
     runs = beside(sft, tmp_path)
-    process = start("dpo", runs, *overrides)
-    wait_for(process, lambda: any(path.stat().st_size >= 5 * 24 for path in cache.glob("*.logps")))
-    process.kill()
-    process.wait()
+    script = start("dpo", runs, *overrides)
+    wait_for(script, lambda: any(path.stat().st_size >= 5 * 24 for path in cache.glob("*.logps")))
+    script.kill()
+    script.wait()
     again = run_stage(tiny(*overrides), "dpo", runs)
     assert 5 <= again.report["reference"]["reused"] == 64 - len(batches) < 64
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))

@@ -4,19 +4,16 @@ A process that the kernel kills for want of memory gets the same SIGKILL. benchm
 """
 
 import json
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.engine.conftest import FEW_ROWS, STEPS, run_stage, tiny, weights
+from tests.engine.scripts import Script
 from toolkit.engine.train import checkpoints
 
 # So many forward passes are over at the latest before the second checkpoint: probe, reference, proof, steps.
@@ -25,31 +22,29 @@ LAYER = "bitsandbytes.nn:Linear4bit.forward", 28  # its calls in one forward pas
 BACKWARD = "accelerate:Accelerator.backward"
 
 
-def killed(place: str, calls: int, signals: str, name: str, runs: Path) -> "subprocess.CompletedProcess[str]":
-    words = [word for override in (*FEW_ROWS, *STEPS) for word in ("--set", override)]
-    driver = [sys.executable, "-m", "tests.engine.killed", place, str(calls), signals, name]
-    command = [*driver, "--recipe", "tiny", "--runs", str(runs), *words]
-    cache = {
-        "XDG_CACHE_HOME": str(runs / "cache")
-    }  # of its own: preparing and the reference pass are killed too
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | cache
-    )
-
-
 @pytest.fixture(params=["sft", "dpo"])
-def name(request: pytest.FixtureRequest, whole: Path, tmp_path: Path) -> str:
-    """A stage that can run in `tmp_path`."""
+def name(request: pytest.FixtureRequest, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A stage that can run in `tmp_path`, with a cache of its own: preparing and the reference pass are killed too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "dpo":
         shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
     return str(request.param)
 
 
+def killed(place: str, calls: int, signals: str, name: str, runs: Path) -> tuple[int, str]:
+    """(exit code, what was said) of the run that sends itself signals at that call of a function."""
+    words = [word for override in (*FEW_ROWS, *STEPS) for word in ("--set", override)]
+    driver = ["tests.engine.killed", place, str(calls), signals, name]
+    script = Script([*driver, "--recipe", "tiny", "--runs", str(runs), *words], runs / "said")
+    return script.wait(), script.said()
+
+
+@pytest.mark.long
 def test_killed_while_it_saves_a_checkpoint_it_ends_with_the_same_weights(
     name: str, whole: Path, tmp_path: Path
 ) -> None:
     run, first = tmp_path / "tiny" / name, {"sft": 3, "dpo": 2}[name]
-    assert killed("toolkit.run.sealing:seal", 2, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert killed("toolkit.run.sealing:seal", 2, "SIGKILL", name, tmp_path)[0] == -signal.SIGKILL
     assert list((run / "checkpoints" / ".staging").glob("checkpoint-*/optimizer.pt"))
     again = run_stage(tiny(*STEPS), name, tmp_path)
     assert f"continuing at step {first} of" in again.shown
@@ -60,23 +55,23 @@ def test_killed_while_it_saves_a_checkpoint_it_ends_with_the_same_weights(
 def test_killed_again_and_again_it_ends_with_the_same_weights(name: str, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "tiny" / name
     call = random.randint(1, FORWARDS[name] * LAYER[1])
-    done = killed(LAYER[0], call, "SIGKILL", name, tmp_path)
-    assert done.returncode == -signal.SIGKILL, (call, done.stdout, done.stderr)
+    code, said = killed(LAYER[0], call, "SIGKILL", name, tmp_path)
+    assert code == -signal.SIGKILL, (call, said)
 
     gentle = name == "sft"
-    done = killed(BACKWARD, 3, "SIGTERM" if gentle else "SIGINT,SIGINT", name, tmp_path)
-    assert done.returncode == (143 if gentle else 130) and "Traceback" not in done.stdout + done.stderr, done
+    code, said = killed(BACKWARD, 3, "SIGTERM" if gentle else "SIGINT,SIGINT", name, tmp_path)
+    assert code == (143 if gentle else 130) and "Traceback" not in said, said
     if gentle:  # the step in flight ended
-        said = " ".join(done.stderr.split())
+        said = " ".join(said.split())
         found = re.search(r"stopped at step (\d), \d+\.\d s after SIGTERM; the same command continues", said)
         assert found and checkpoints.damage(run / "checkpoints" / f"checkpoint-{found[1]}") is None, said
 
-    assert killed("toolkit.run.sealing:seal", 1, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert killed("toolkit.run.sealing:seal", 1, "SIGKILL", name, tmp_path)[0] == -signal.SIGKILL
     assert list((run / "checkpoints" / ".staging").glob("checkpoint-*/optimizer.pt")), (
         "none was being written"
     )
     saving = "transformers:GenerationConfig.save_pretrained"
-    assert killed(saving, 1, "SIGKILL", name, tmp_path).returncode == -signal.SIGKILL
+    assert killed(saving, 1, "SIGKILL", name, tmp_path)[0] == -signal.SIGKILL
     assert (run / ".adapter.tmp" / "adapter_model.safetensors").exists() and not (run / "adapter").exists()
 
     again, last = run_stage(tiny(*STEPS), name, tmp_path), {"sft": 7, "dpo": 5}[name]

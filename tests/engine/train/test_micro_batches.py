@@ -65,12 +65,10 @@ def test_a_signal_between_two_pieces_drops_the_step_and_the_run_goes_on_bitwise(
     undisturbed = run_stage(tiny(*values), "sft", tmp_path / "whole")
     stopped = tmp_path / "stopped" / "tiny" / "sft"
     metrics = stopped / "metrics.jsonl"
-    process = start("sft", tmp_path / "stopped", *values)
-    wait_for(process, lambda: metrics.exists() and '"step": 1' in metrics.read_text())
-    process.terminate()
-    said = process.communicate()[0]
-    assert process.returncode == 143, said
-    process = start("sft", tmp_path / "stopped", *values)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
+    script = start("sft", tmp_path / "stopped", *values)
+    wait_for(script, lambda: metrics.exists() and '"step": 1' in metrics.read_text())
+    script.terminate()
+    assert script.wait() == 143, script.said()
+    script = start("sft", tmp_path / "stopped", *values)
+    assert script.wait() == 0, script.said()
     assert weights(stopped) == weights(undisturbed)

@@ -171,6 +171,7 @@ def test_with_dropout_the_pieces_are_the_micro_batches_of_a_smaller_recipe_bit_f
     assert losses[0] == pytest.approx(losses[1], rel=1e-6), "summed in another order"
 
 
+@pytest.mark.long
 def test_a_single_row_recomputes_all_layers_for_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,8 @@ def signalled(number: int, act: Any) -> Any:
     return send
 
 
-@pytest.mark.parametrize("name", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_what_a_signal_drops_is_done_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_what_a_signal_drops_is_done_again(
     assert again.report["train_tokens"] == undisturbed.report["train_tokens"]
 
 
+@pytest.mark.long
 def test_a_signal_outside_training_leaves_nothing_half_made(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +157,7 @@ def test_the_last_two_and_the_best_by_evaluation_stay(tmp_path: Path) -> None:
     assert Path(state["best_model_checkpoint"]) == done.run.checkpoints / "checkpoint-1"
 
 
+@pytest.mark.long
 def test_by_minutes_too_and_a_slow_one_is_warned_of_once(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

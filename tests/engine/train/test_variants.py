@@ -23,12 +23,16 @@ def beta02(dpo: Stage, runs_with_sft: Path) -> Stage:
     return run_stage(tiny(FAST, "dpo.beta=0.2"), "dpo", runs_with_sft, name="beta02")
 
 
+def test_another_beta_computes_no_reference_log_probs(beta02: Stage) -> None:
+    again = run_stage(tiny(FAST, "dpo.beta=0.3", "dpo.max_steps=1"), "dpo", beta02.run.root, name="beta03")
+    reference = again.report["reference"]
+    assert reference["reused"] == reference["pairs"] == beta02.report["reference"]["pairs"] > 0
+
+
 def test_another_beta_beside_the_first(dpo: Stage, beta02: Stage) -> None:
     run, recipe = beta02.run, tiny(FAST)
     assert run.path.name == "dpo-beta02" and run.variants() == ["sft", "dpo", "dpo-beta02"]
     assert weights(beta02) != weights(dpo)
-    reference = beta02.report["reference"]
-    assert reference["reused"] == reference["pairs"] > 0, "its log-probs are those of the first run"
     assert beta02.report["answers"]["before"] == "sft" and beta02.report["answers"]["after"] == "dpo-beta02"
 
     models = candidates.choose(recipe, run.of("compare"), "base,sft,dpo,dpo-beta02")
