@@ -58,6 +58,14 @@ def test_without_names_it_is_the_base_and_every_finished_stage(run: RunDir) -> N
     assert choose(RECIPE, run, "dpo, dpo") == {"dpo": run.of("dpo").adapter}
 
 
+def test_a_stage_whose_seal_cannot_be_read_is_not_passed_over(run: RunDir) -> None:
+    mark = run.of("dpo").adapter / MARK
+    mark.write_bytes(b"\xff" + mark.read_bytes()[1:])
+    for names in (None, "sft,dpo"):
+        with pytest.raises(UserError, match=f"{run.of('dpo').adapter} is damaged: {MARK} cannot be read"):
+            choose(RECIPE, run, names)
+
+
 def test_paths_are_stages_checkpoints_and_adapters_under_short_names(run: RunDir, tmp_path: Path) -> None:
     other = RunDir(tmp_path / "v1.5", "tiny", "dpo")
     seal(adapter(other.adapter), MARK)

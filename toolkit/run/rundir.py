@@ -215,7 +215,7 @@ class RunDir:
         return Manifest.load(self.manifest, notes) or Manifest.unknown()
 
     def _ended(self) -> bool:
-        return self.finished_with() is not None and self.read_manifest().outcome == "finished"
+        return self._mark() is not None and self.read_manifest().outcome == "finished"
 
     def _has_checkpoints(self) -> bool:
         return any(self.checkpoints.glob(f"{PREFIX}*"))
@@ -237,10 +237,10 @@ class RunDir:
     def _refuse_other(self, what: str, now: dict[str, Any]) -> None:
         """Weights of the manifest's word alone could be another recipe's: what stands beside them has to agree."""
         now = marked(now)
-        if not (self.finished_with() or self._has_checkpoints()):
+        if not (self._mark() or self._has_checkpoints()):
             return  # nothing was trained yet: there is nothing to lose
         recorded = self._recorded(what)
-        if what == "trajectory" and not recorded and (self.finished_with() or self.sealed_step() is not None):
+        if what == "trajectory" and not recorded and (self._mark() or self.sealed_step() is not None):
             raise UserError(
                 f"nothing in {self.path} says by which recipe its weights were made: {self.manifest.name} is lost, and "
                 "an earlier version of the toolkit wrote the rest. Put it back from a copy, or --fresh moves the run "
@@ -254,7 +254,7 @@ class RunDir:
             ).values()
         )
         if changed:
-            kind = "a finished" if self.finished_with() else "an unfinished"
+            kind = "a finished" if self._mark() else "an unfinished"
             beside = command.propose(self.stage, self.recipe, "--name", "NAME")
             raise UserError(
                 f"{self.path} holds {kind} {self.name} run that was made otherwise; `{beside}` trains another beside "
@@ -304,5 +304,15 @@ class RunDir:
         )
 
     def finished_with(self) -> AdapterMark | None:
-        """What the completion mark of the adapter records, or None while there is no complete adapter."""
+        """What the completion mark of the adapter records, or None while there is no complete adapter.
+
+        Raises UserError for a mark that cannot be read: without it a finished stage would be passed over in silence.
+        """
+        mark = self._mark()
+        if mark is None and (self.adapter / MARK).exists():
+            sealing.check(self.adapter)
+        return mark
+
+    def _mark(self) -> AdapterMark | None:
+        """The same, where a damaged one counts as none: the run itself saves its adapter again."""
         return AdapterMark.load(self.adapter / MARK)

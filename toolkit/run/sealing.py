@@ -90,7 +90,7 @@ def damage(folder: Path, name: str) -> str | None:
     """What is wrong with a folder that was sealed under `name`, None when nothing is."""
     seal = Seal.load(folder / name)
     if seal is None or seal.files is None:
-        return "it was not finished"
+        return f"{name} cannot be read" if (folder / name).exists() else "it was not finished"
     for file, expected in seal.files.items():
         try:
             if digest(folder / file) != expected:
