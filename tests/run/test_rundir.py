@@ -43,7 +43,7 @@ def test_an_adapter_whose_mark_was_cut_off_is_none_and_is_not_loaded(run: RunDir
     finish(run, seed=1)
     (run.adapter / MARK).write_bytes(mark)
     assert not run.is_finished({"seed": 1})
-    with pytest.raises(UserError, match="is damaged: .* cannot be read"):
+    with pytest.raises(UserError, match=r"is damaged: .* cannot be read"):
         check(run.adapter)
 
 
