@@ -17,6 +17,7 @@ ORDER = [
         "process",
         "records",
         "data",
+        "rewards",
         "memory",
         "run",
         "console",

@@ -37,7 +37,12 @@ FENCED = {  # in the order in which a reader meets them
 COMMANDS = {command for commands in FENCED.values() for command in commands}
 COMMANDS |= set(re.findall(r"^- Command: `([^`]+)`", MEASURED, re.MULTILINE))
 SCRIPTS = sorted(one for one in COMMANDS if one.startswith(("python run_", "python benchmarks/")))
-PLANNED = ("run_sft.py", "run_dpo.py", "run_reward.py")  # of the other scripts the options are looked up
+PLANNED = (
+    "run_sft.py",
+    "run_dpo.py",
+    "run_reward.py",
+    "run_rl.py",
+)  # of the other scripts the options are looked up
 
 
 # Commands ------------------------------------------------------------------------------------------------------

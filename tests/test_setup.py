@@ -323,7 +323,7 @@ def test_no_secret_stands_in_a_set_up_file(name: str) -> None:
 
 # Recipes ---------------------------------------------------------------------------------------------------
 
-EXPLAINED = ("lora", "memory", "sft", "dpo", "reward")
+EXPLAINED = ("lora", "memory", "sft", "dpo", "reward", "rl")
 
 
 @pytest.mark.parametrize("name", names())

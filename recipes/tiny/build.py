@@ -41,7 +41,7 @@ def world_pools() -> tuple[list[Fact], tuple[list[Fact], list[Fact], list[Fact]]
 
 
 def write_rows(out: Path) -> None:
-    """The five JSONL files. No fact of `questions.jsonl` is asked in any of the others."""
+    """The six JSONL files. No fact of `questions.jsonl` is asked in any of the others."""
     _, (train, held_out, measured) = world_pools()
     files = {
         "sft.jsonl": sft_rows(train, 1600, SEED + 2),
@@ -49,6 +49,7 @@ def write_rows(out: Path) -> None:
         "dpo.jsonl": dpo_rows(train, 640, SEED + 4),
         "dpo_eval.jsonl": dpo_rows(held_out, 96, SEED + 5),
         "questions.jsonl": questions(measured, SEED + 6),
+        "rl.jsonl": questions(train, SEED + 7),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():

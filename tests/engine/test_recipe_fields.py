@@ -36,6 +36,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recipe.stages import RowKind
 from toolkit.run.rundir import RunDir
 from toolkit.training import trainer_args
+from toolkit.training.job import Job
 
 
 def numbered(**texts: str) -> list[dict[str, Any]]:
@@ -58,13 +59,15 @@ SETS = {
     "sft": numbered(instruction="question {}", output="answer {}"),
     "dpo": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
     "reward": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
+    "rl": numbered(prompt="question {}", answer="{}"),
 }
-KINDS: dict[str, RowKind] = {"sft": "chat", "dpo": "pair", "reward": "pair"}
+KINDS: dict[str, RowKind] = {"sft": "chat", "dpo": "pair", "reward": "pair", "rl": "prompt"}
 
 HELD_OUT = {
     "sft": numbered(instruction="other {}", output="answer {}")[:5],
     "dpo": numbered(prompt="other {}", chosen="answer {}", rejected="nothing")[:5],
     "reward": numbered(prompt="other {}", chosen="answer {}", rejected="nothing")[:5],
+    "rl": numbered(prompt="other {}", answer="{}")[:5],
 }
 
 # A field that acts in a whole run alone, and the test that changes it there.
@@ -72,6 +75,7 @@ LEAVES = "tests/engine/train/test_finite.py::test_a_loss_out_of_its_range_ends_t
 IN_A_RUN = {
     "divergence.factor": LEAVES,
     "divergence.patience": LEAVES,
+    "sampling_seed": "tests/engine/train/test_rl.py::test_completions_are_drawn_by_a_seed_of_their_own",
     "save_minutes": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
     "save_within_seconds": "tests/engine/train/test_resume.py::test_by_minutes_too_and_a_slow_one_is_warned_of_once",
 }
@@ -94,8 +98,20 @@ GIVEN = {
     ],
     "eval_steps": ["{stage}.eval_rows=3"],
     "label_smoothing": ["{stage}.loss_type=robust"],
+    "rewards[].function": ["rl.rewards=[{{function: own.py:score}}]"],
+    "rewards[].model": ["rl.rewards=[{{model: custom}}]"],
+    "rewards[].revision": ["rl.rewards=[{{model: owner/name}}]"],
+    "rewards[].load_in_4bit": ["rl.rewards=[{{model: owner/name}}]"],
+    "rewards[].ends": ["rl.truncated_reward=null", "rl.rewards=[{{contains: true}}]"],
+    "rewards[].length": ["rl.rewards=[{{length: 8}}]"],
+    "rewards[].matches": ["rl.rewards=[{{matches: '{{answer}}'}}]"],
+    "rewards[].json": ["rl.rewards=[{{json: []}}]"],
+    "max_completion_length": ["rl.rewards=[{{contains: true}}]"],
     "precompute_ref_batch_size": ["{stage}.max_length=16"],  # else the tokens of a micro-batch bound it first
 }
+
+# What is there or is not: another value is refused.
+SWITCHES = ("rewards[].ends", "rewards[].contains")
 
 # Another value, where it does not follow from the type.
 OTHER = {
@@ -120,6 +136,13 @@ OTHER = {
     "eval_datasets": [{"path": "held_out_{stage}.jsonl"}],
     "max_dropped_fraction": 0.0,
     "report_to": ["tensorboard"],
+    "rewards[].function": "own.py:other",
+    "rewards[].matches": "nothing",
+    "rewards[].json": ["name"],
+    "effective_batch_size": 32,
+    "num_generations": 4,
+    "top_p": 0.5,
+    "truncated_reward": -2.0,
 }
 
 FIELDS = [
@@ -127,6 +150,7 @@ FIELDS = [
     for path, field in declared(Recipe)
     if key_of(field)
     and "eval_datasets[]" not in path  # the same class as the entries of `datasets`
+    and ".rewards[].architecture." not in path  # the same class as `model.architecture`
     and (not sections_in(field.annotation) or path.endswith(".eval_datasets"))
 ]
 
@@ -255,6 +279,30 @@ def answers(recipe: Recipe) -> Any:
     return [generate.batches(lengths, recipe.compare), [answer.ids for answer in found]]
 
 
+def rewarded(recipe: Recipe) -> Any:
+    """What each reward gives to a right answer and to one that was cut, or which model it asks for."""
+    from toolkit.engine.inference import reward_model
+    from toolkit.engine.train import rewards
+
+    def load_model(*args: Any) -> Any:
+        raise UserError(f"asked for {args}")
+
+    prompt, right = [{"role": "user", "content": "?"}], [{"role": "assistant", "content": '{"7": 7}'}]
+    given = {
+        "prompts": [prompt] * 2,
+        "completions": [right, [{"role": "assistant", "content": "no"}]],
+        "completion_ids": [[1, 9], list(range(10, 22))],
+        "answers": [["7"], ["7"]],
+    }
+    run = RunDir(Path("runs"), recipe.name, "rl")
+    job = Job(recipe, plan_stage(recipe, "rl", None, 64), run, Console(quiet=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward_model, "load", load_model)
+        patch.setattr(RunDir, "hold_to", lambda self, conditions: None)
+        made = rewards.build(job, frozenset({9}), None)  # type: ignore[arg-type]
+        return [[function.name, function(**given)] for function in made]
+
+
 @cache
 def base() -> Any:
     from toolkit.engine.base import model
@@ -263,7 +311,8 @@ def base() -> Any:
 
 
 OUTPUTS: list[Callable[[Recipe], Any]] = [  # what is fast comes first
-    *(plans, arguments, comparison, merged_onto, checks, asked_of_the_hub, tokenizer, rows, adapter, answers),
+    *(plans, arguments, comparison, merged_onto, checks, asked_of_the_hub, rewarded, tokenizer, rows),
+    *(adapter, answers),
     environment,
 ]
 
@@ -285,6 +334,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fields")
     shutil.copytree(ROOT / "recipes/templates", folder / "templates")
     shutil.copytree(ROOT / "recipes/tiny", folder / "tiny")
+    (folder / "own.py").write_text(
+        "def score(completions, **given):\n    return [1.0] * len(completions)\n\n\n"
+        "def other(completions, **given):\n    return [2.0] * len(completions)\n"
+    )
     for name, of_stage in SETS.items():
         write(folder / f"{name}.jsonl", of_stage)
         write(folder / f"held_out_{name}.jsonl", HELD_OUT[name])
@@ -327,6 +380,7 @@ def test_the_recipe_that_is_changed_is_sound(folder: Path) -> None:
     recipe = load(str(folder / "fields.yaml"))
     assert checks(recipe) == [] and asked_of_the_hub(recipe) == []
     assert all(part["input_ids" if "input_ids" in part else "prompt_ids"] for part, _ in rows(recipe))
+    assert rewarded(recipe) == [["contains", [1.0, None]], ["truncated", [None, 0.0]]]
 
 
 @pytest.mark.parametrize("path", FIELDS, ids=lambda path: f"recipe.{path}")
@@ -342,6 +396,10 @@ def test_another_value_changes_what_is_done(path: str, folder: Path, monkeypatch
     given = [override.format(stage=stage) for override in GIVEN.get(field, [])]
     before = load(str(folder / "fields.yaml"), tuple(given))
     dotted = path.replace("[]", ".0")
+    if field in SWITCHES:
+        with pytest.raises(UserError, match="gives nothing"):
+            load(str(folder / "fields.yaml"), (*given, f"{dotted}=false"))
+        return
     value = json.dumps(another(path, value_at(before, dotted))).replace("{stage}", stage)
     after = load(str(folder / "fields.yaml"), (*given, f"{dotted}={value}"))
     assert any(output(of, before) != output(of, after) for of in OUTPUTS), f"{path} is read by nothing"

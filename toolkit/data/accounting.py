@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.data.masking import TokenizedChat, TokenizedPair
+from toolkit.data.masking import TokenizedChat, TokenizedPair, TokenizedPrompt
 from toolkit.data.reasons import REASONS, Reason
 from toolkit.errors import UserError
 
@@ -48,7 +48,9 @@ class Accounting:
 
     @classmethod
     def of(
-        cls, results: Iterable[TokenizedChat | TokenizedPair | Reason], places: Iterable[Place] | None = None
+        cls,
+        results: Iterable[TokenizedChat | TokenizedPair | TokenizedPrompt | Reason],
+        places: Iterable[Place] | None = None,
     ) -> "Accounting":
         """The results of one batch, and where their rows stand (else in one set, from 1 on)."""
         read = used = cut = num_tokens = num_trained = 0
@@ -207,8 +209,11 @@ class Accounting:
         return lengths
 
 
-def _sizes(result: TokenizedChat | TokenizedPair) -> tuple[dict[str, int], int, int]:
-    """Lengths by kind, tokens fed to the model, and trained ones."""
+def _sizes(result: TokenizedChat | TokenizedPair | TokenizedPrompt) -> tuple[dict[str, int], int, int]:
+    """Lengths by kind, tokens fed to the model, and trained ones; of a prompt all, what follows is not known yet."""
+    if isinstance(result, TokenizedPrompt):
+        total = len(result.prompt_ids)
+        return {"total": total}, total, total
     if isinstance(result, TokenizedChat):
         total, answer = len(result.input_ids), result.num_trained
         return {"prompt": total - answer, "answer": answer, "total": total}, total, answer

@@ -6,6 +6,7 @@ Spaces at the end of the generation prompt belong to the reply, because tokenize
 word; `generation_prompt` leaves them out, so that inference sees what training saw.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Encoding, Tokenizer
 
 from toolkit.data.reasons import Reason, Unusable
-from toolkit.data.rows import Pair
+from toolkit.data.rows import Pair, Question
 from toolkit.data.template import ChatTemplate, TemplateRefused
 from toolkit.data.turns import Messages
 from toolkit.errors import UserError
@@ -50,6 +51,19 @@ class TokenizedPair(NamedTuple):
     chosen_ids: list[int]
     rejected_ids: list[int]
     cut: bool  # at least one of the answers lost its end
+
+
+class TokenizedPrompt(NamedTuple):
+    """What a model is asked: its ids up to where the answer begins, and as JSON the turns and the right answers."""
+
+    prompt_ids: list[int]
+    prompt: str
+    answers: str
+
+    @property
+    def cut(self) -> bool:
+        """Never: a part of a question is another question."""
+        return False
 
 
 def generation_prompt(template: ChatTemplate, messages: Messages) -> str:
@@ -121,10 +135,26 @@ class Masking:
             for item in rendered
         ]
 
+    def prompts(self, rows: Sequence[Question | Reason]) -> list[TokenizedPrompt | Reason]:
+        """Questions -> their ids, in the order of `rows`; one of more than `max_length` tokens leaves no room."""
+        texts = [row if isinstance(row, Reason) else self._asked(row.prompt) for row in rows]
+        encodings = iter(self._encode([text for text in texts if not isinstance(text, Reason)]))
+        found: list[TokenizedPrompt | Reason] = []
+        for row, text in zip(rows, texts, strict=True):
+            if isinstance(row, Reason) or isinstance(text, Reason):
+                found.append(row if isinstance(row, Reason) else text)  # type: ignore[arg-type]
+                continue
+            ids = next(encodings).ids
+            told = (json.dumps(value, ensure_ascii=False) for value in row)
+            found.append(Reason.NO_ROOM if len(ids) > self.max_length else TokenizedPrompt(ids, *told))
+        return found
+
     def tokenize(
         self, kind: RowKind, items: Sequence[Any]
-    ) -> list[TokenizedChat | Reason] | list[TokenizedPair | Reason]:
-        """`chats` or `pairs`, whichever the rows are."""
+    ) -> Sequence[TokenizedChat | TokenizedPair | TokenizedPrompt | Reason]:
+        """`chats`, `pairs` or `prompts`, whichever the rows are."""
+        if kind == "prompt":
+            return self.prompts(items)
         return self.chats(items) if kind == "chat" else self.pairs(items)
 
     # Text --------------------------------------------------------------------------------------------------
@@ -146,6 +176,18 @@ class Masking:
             return Reason.BROKEN_TEXT
         except Unusable as unusable:
             return unusable.reason
+
+    def _asked(self, messages: Messages) -> str | Reason:
+        if any(self._structural.search(message["content"]) for message in messages):
+            return Reason.SPECIAL_TOKEN_IN_TEXT
+        try:
+            text = generation_prompt(self.template, messages)
+            text.encode()
+        except TemplateRefused:
+            return Reason.TEMPLATE_REFUSED
+        except UnicodeEncodeError:
+            return Reason.BROKEN_TEXT
+        return text
 
     def _replies_that_fit(self, whole: str, messages: Messages, replies: list[int]) -> list[Span]:
         """The spans of replies that begin within `max_length` tokens, and of the last one, which tells of a cut.

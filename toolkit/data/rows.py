@@ -3,7 +3,8 @@
 Pairs are split on turns, never on common characters: a first word that both replies share belongs to them.
 """
 
-from typing import Literal, NamedTuple
+from types import NoneType
+from typing import Any, Literal, NamedTuple
 
 from toolkit.data.json_stream import Repeated
 from toolkit.data.reasons import Reason, Unusable
@@ -14,6 +15,7 @@ from toolkit.recipe.stages import RowKind
 __all__ = [
     "Messages",
     "Pair",
+    "Question",
     "Reason",
     "Row",
     "SystemTurns",
@@ -22,6 +24,7 @@ __all__ = [
     "to_messages",
     "to_pair",
     "to_prompt",
+    "to_question",
 ]
 
 SystemTurns = Literal["keep", "merge"]
@@ -33,6 +36,13 @@ class Pair(NamedTuple):
     prompt: Messages
     chosen: Messages
     rejected: Messages
+
+
+class Question(NamedTuple):
+    """`prompt` is what a model is asked, up to where its answer begins; `answers` are those that count as right."""
+
+    prompt: Messages
+    answers: list[str]
 
 
 def to_messages(row: Row, schema: str, system: SystemTurns = "keep") -> Messages | Reason:
@@ -68,9 +78,24 @@ def to_pair(row: Row, schema: str, system: SystemTurns = "keep") -> Pair | Reaso
     return Pair(chosen[:-1], chosen[-1:], rejected[-1:])
 
 
-def to_item(row: Row, kind: RowKind, schema: str, system: SystemTurns = "keep") -> Messages | Pair | Reason:
-    """A row of this kind -> what it holds; as `to_messages` and `to_pair`."""
-    return to_messages(row, schema, system) if kind == "chat" else to_pair(row, schema, system)
+def to_question(row: Row, schema: str, system: SystemTurns = "keep") -> Question | Reason:
+    """A row of a prompt schema -> a Question, or the reason why not. `system` and errors as in `to_messages`."""
+    read = schema_of(schema, "prompt").read
+    if isinstance(row, Repeated):
+        return Reason.REPEATED_KEY
+    try:
+        return Question(_asking(read(row), system), _answers(row))
+    except Unusable as unusable:
+        return unusable.reason
+
+
+def to_item(
+    row: Row, kind: RowKind, schema: str, system: SystemTurns = "keep"
+) -> Messages | Pair | Question | Reason:
+    """A row of this kind -> what it holds; as `to_messages`, `to_pair` and `to_question`."""
+    reads: Any = {"chat": to_messages, "pair": to_pair, "prompt": to_question}
+    item: Messages | Pair | Question | Reason = reads[kind](row, schema, system)
+    return item
 
 
 def to_prompt(row: Row, system: SystemTurns = "keep") -> Messages | Reason:
@@ -84,11 +109,24 @@ def to_prompt(row: Row, system: SystemTurns = "keep") -> Messages | Reason:
     if not filled:
         return Reason.MISSING_CONTENT
     try:
-        messages = filled[0](row)
-        asking = [at for at, message in enumerate(messages) if message["role"] in ("user", "tool")]
-        return _in_order(messages[: asking[-1] + 1 if asking else 0], system, ends_on=("user", "tool"))
+        return _asking(filled[0](row), system)
     except Unusable as unusable:
         return unusable.reason
+
+
+def _asking(messages: Messages, system: SystemTurns) -> Messages:
+    """The turns up to the last one that a model is to answer."""
+    asking = [at for at, message in enumerate(messages) if message["role"] in ("user", "tool")]
+    return _in_order(messages[: asking[-1] + 1 if asking else 0], system, ends_on=("user", "tool"))
+
+
+def _answers(row: Row) -> list[str]:
+    """What the columns `answers` or `answer` hold: a text, a number, or a list of such; [] where there is none."""
+    given = row.get("answer") if row.get("answers") is None else row["answers"]
+    several = given if isinstance(given, list) else [given]
+    if not all(isinstance(one, (str, int, float, NoneType)) and not isinstance(one, bool) for one in several):
+        raise Unusable(Reason.WRONG_TYPE)
+    return [text for one in several if one is not None and (text := str(one).strip())]
 
 
 _MAY_FOLLOW = {

@@ -31,7 +31,7 @@ class Schema(NamedTuple):
     """A row layout: the columns it must have, how to read a row, and what the first row must look like."""
 
     columns: frozenset[str]
-    read: Callable[[Row], Any]  # chat: Messages; pair: Conversations
+    read: Callable[[Row], Any]  # chat and prompt: Messages; pair: Conversations
     fits: Callable[[Row], bool]
 
 
@@ -160,6 +160,16 @@ def _columns(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
+def _only_asks(row: Row) -> bool:
+    """A row that brings replies is of one of the schemas that read them."""
+    return not any(row.get(column) is not None for column in ("chosen", "rejected", "chosen_messages"))
+
+
+def _chosen(pair: Callable[[Row], Conversations]) -> Callable[[Row], Messages]:
+    """One conversation of a pair: what comes before its last reply is the same in both."""
+    return lambda row: pair(row)[0]
+
+
 _asked = _user(_instruction)
 _prompted = _user(lambda row: row.get("prompt"))
 _question = _user(lambda row: row.get("question"))
@@ -202,6 +212,18 @@ SCHEMAS: dict[RowKind, dict[str, Schema]] = {
         ),
         "chatml": Schema(_columns("chosen rejected"), _chatml_pair, _replies_are("chatml")),
         "transcript": Schema(_columns("chosen rejected"), _transcript_pair, _replies_are("transcript")),
+    },
+}
+SCHEMAS["prompt"] = {
+    "messages": Schema(_columns("messages"), _conversation("messages"), _only_asks),
+    "conversations": Schema(_columns("conversations"), _conversation("conversations"), _only_asks),
+    "prompt": Schema(_columns("prompt"), lambda row: _with_system(row, _prompted(row)), _only_asks),
+    "question": Schema(_columns("question"), lambda row: _with_system(row, _question(row)), _only_asks),
+    "instruction": Schema(_columns("instruction"), lambda row: _with_system(row, _asked(row)), _only_asks),
+    **{
+        name: schema._replace(read=_chosen(schema.read))
+        for name, schema in SCHEMAS["pair"].items()
+        if name in ("prompt_chosen_rejected", "chosen_rejected", "chosen_messages")
     },
 }
 

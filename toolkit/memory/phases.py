@@ -15,7 +15,7 @@ from toolkit import hardware
 from toolkit.hardware import GIB
 from toolkit.memory import terms
 from toolkit.recipe import stages
-from toolkit.recipe.schema import Dpo, Recipe, Sft
+from toolkit.recipe.schema import Dpo, Recipe, Rl, Sft
 
 Items = dict[str, float]  # bytes
 
@@ -68,6 +68,12 @@ class Phases:
         if not self.has_head:
             tensors = [*tensors, self.architecture.hidden_size]  # the trained row of the score
         self.adapter = terms.FP32 * sum(tensors)
+        self.rl = section if isinstance(section, Rl) else None
+        self.judges = [
+            (reward.architecture or self.architecture, reward.load_in_4bit)
+            for reward in (self.rl.rewards if self.rl else ())
+            if reward.model
+        ]
         self.scratch = terms.dequantisation_bytes(self.architecture) if on_gpu and four_bit else 0
         self.frozen: Items = {
             "weights": terms.layer_weight_bytes(self.architecture, four_bit),
@@ -75,11 +81,16 @@ class Phases:
             + terms.patched_bytes(self.architecture, lora),
             "dequantisation": self.scratch,
             "buffers": terms.BUFFERS_GIB * GIB if on_gpu else 0,
+            "reward_models": sum(
+                terms.layer_weight_bytes(judge, in_4bit) + terms.embedding_bytes(judge, has_head=False)
+                for judge, in_4bit in self.judges
+            ),
         }
         # Unsloth's CPU backend has no 8-bit optimizers and takes AdamW instead.
         optim = section.optim if on_gpu else "adamw_torch"
         self.trained: Items = self.frozen | {
-            "lora": 2 * self.adapter,  # weights and gradients
+            # weights and gradients; where a KL is taken the weights once more, as they began
+            "lora": (3 if self.rl and self.rl.beta else 2) * self.adapter,
             "optimizer": terms.optimizer_bytes(optim, tensors),
         }
         # Packed rows take torch's own attention; the CPU backend packs nothing.
@@ -136,6 +147,24 @@ class Phases:
         """Between steps: no graph, but gradients and optimizer stay."""
         return self.trained | {"evaluation_pass": self._forward(settings, tokens)}
 
+    def generation(self, width: int) -> Items:
+        """The completions of a step, as many as are made at once: keys and values of all their tokens, what one layer
+        makes of the prompts, and a token's logits thrice (as they come, in order, and as probabilities)."""
+        assert self.rl is not None
+        rows, prompt = self.rl.generated_at_once, max(0, width - self.rl.max_completion_length)
+        cache = terms.cache_bytes(self.architecture) * rows * width
+        prefill = terms.forward_bytes(self.architecture) * rows * prompt
+        logits = 3 * terms.FP32 * self.architecture.vocab_size * rows
+        return self.trained | {"generation": cache + max(prefill, logits)}
+
+    def scoring(self, tokens: int) -> Items:
+        """The largest reward model reads so many tokens of completions: a pass without a graph or a vocabulary."""
+        widest = max((terms.forward_bytes(judge) for judge, _ in self.judges), default=0)
+        scratch = max(
+            (terms.dequantisation_bytes(judge) for judge, in_4bit in self.judges if in_4bit), default=0
+        )
+        return self.trained | {"scoring_pass": widest * tokens, "dequantisation": max(self.scratch, scratch)}
+
     def _state(self, settings: Settings) -> Items:
         """With the copy that recovery keeps of the gradients that earlier micro-batches of the step left."""
         in_parts = settings.gradient_accumulation_steps > 1 or settings.tokens_per_micro_batch is not None
@@ -187,6 +216,16 @@ def _evaluation(phases: Phases, settings: Settings, width: int) -> Iterator[tupl
         yield "evaluation", phases.evaluation(settings, settings.tokens_at_once(phases.eval_rows, width))
 
 
+def _generation(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    yield "generation", phases.generation(width)
+
+
+def _scoring(phases: Phases, settings: Settings, width: int) -> Iterator[tuple[str, Items]]:
+    if phases.judges:
+        tokens = settings.tokens_at_once(settings.per_device_train_batch_size, width)
+        yield "scoring", phases.scoring(tokens)
+
+
 PHASES: dict[str, Callable[[Phases, Settings, int], Iterator[tuple[str, Items]]]] = {
     "cross_entropy": _loss,
     "log_probs": _loss,
@@ -194,4 +233,6 @@ PHASES: dict[str, Callable[[Phases, Settings, int], Iterator[tuple[str, Items]]]
     "layer": _layer,
     "reference": _reference,
     "evaluation": _evaluation,
+    "generation": _generation,
+    "scoring": _scoring,
 }

@@ -16,7 +16,7 @@ from toolkit.memory import terms
 from toolkit.memory.phases import Phases, Settings
 from toolkit.memory.search import LONGEST, Search, largest_max_length
 from toolkit.recipe import stages
-from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.schema import Dpo, Recipe, Rl
 from toolkit.records.data_report import DataReport
 
 __all__ = ["Plan", "Settings", "plan_stage"]
@@ -30,6 +30,7 @@ BEGIN_AGAIN = (
 ITEMS = (
     "weights",
     "embeddings_and_head",
+    "reward_models",
     "lora",
     "optimizer",
     "activations_kept",
@@ -38,6 +39,8 @@ ITEMS = (
     "loss",
     "reference_pass",
     "evaluation_pass",
+    "generation",
+    "scoring_pass",
     "dequantisation",
     "buffers",
     "context",
@@ -117,9 +120,9 @@ def plan_stage(
 
 def _with_rows(plan: Plan, recipe: Recipe, card: Card | None, rows: DataReport | None) -> Plan:
     """The plan with tokens and time of these very rows."""
-    if rows is None or not rows.used or not rows.tokens_per_epoch:
-        return plan
     section = recipe.section(plan.stage)
+    if rows is None or not rows.used or not rows.tokens_per_epoch or isinstance(section, Rl):
+        return plan  # how long completions become nobody knows
     tokens = rows.tokens_per_epoch
     if isinstance(section, Dpo) and section.share_prompts:
         tokens -= rows.prompt_tokens_per_epoch or 0
@@ -216,7 +219,10 @@ def _fixes(recipe: Recipe, stage: str, card: Card | None, ram_gib: float, larges
     enough: list[str] = []
     helpful: list[str] = []
     before, _ = _peak_and_budget(recipe, stage, card, ram_gib)
+    solved: set[str] = set()  # keys of which a smaller change is enough already
     for changes in _changes(recipe, stage, card is not None, largest):
+        if solved.intersection(path for path, _ in changes):
+            continue
         changed = recipe
         for path, value in changes:
             changed = _with(changed, path, value)
@@ -224,6 +230,7 @@ def _fixes(recipe: Recipe, stage: str, card: Card | None, ram_gib: float, larges
         what = " ".join(f"--set {path}={str(value).lower()}" for path, value in changes)
         if peak <= budget:
             enough.append(f"{what}: {_figure(peak, budget)}")
+            solved.update(path for path, _ in changes)
         elif peak < before:
             helpful.append(f"{what}: {_figure(peak, budget)}, not enough alone")
     larger = [item for item in CARDS.items() if card and item[1].total_gib > card.total_gib]
@@ -248,6 +255,8 @@ def _changes(recipe: Recipe, stage: str, on_gpu: bool, largest: int) -> Iterator
         yield ((f"{stage}.optim", "adamw_8bit"),)
     if isinstance(section, Dpo) and section.precompute_ref_batch_size > 1:
         yield (("dpo.precompute_ref_batch_size", 1),)
+    if isinstance(section, Rl):
+        yield from _changes_of_rl(section)
     if (section.eval_datasets or section.eval_rows) and section.per_device_eval_batch_size > 1:
         yield ((f"{stage}.per_device_eval_batch_size", 1),)
     if not recipe.model.load_in_4bit:
@@ -256,6 +265,18 @@ def _changes(recipe: Recipe, stage: str, on_gpu: bool, largest: int) -> Iterator
         yield ((f"{stage}.max_length", largest),)
     if lora.r > 8:
         yield (("lora.r", 8),)
+
+
+def _changes_of_rl(section: Rl) -> Iterator[tuple[tuple[str, Any], ...]]:
+    for at, reward in enumerate(section.rewards):
+        if reward.model and not reward.load_in_4bit:
+            yield ((f"rl.rewards.{at}.load_in_4bit", True),)
+    at_once = section.generated_at_once
+    while at_once > 1:
+        at_once //= 2
+        yield (("rl.generation_rows", at_once),)
+    if section.max_completion_length > 2 * section.prompt_tokens:
+        yield (("rl.max_completion_length", section.max_completion_length // 2),)
 
 
 def _peak_and_budget(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> tuple[float, float]:
@@ -270,6 +291,9 @@ def _figure(peak: float, budget: float) -> str:
 
 
 def _with(section: Any, path: str, value: Any) -> Any:
-    """A copy of a recipe section with one value changed."""
+    """A copy of a recipe section, or of a list of them, with one value changed."""
     name, _, rest = path.partition(".")
+    if isinstance(section, tuple):
+        at = int(name)
+        return (*section[:at], _with(section[at], rest, value), *section[at + 1 :])
     return section.model_copy(update={name: _with(getattr(section, name), rest, value) if rest else value})

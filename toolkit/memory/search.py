@@ -49,7 +49,11 @@ class Search:
             max_length=max_length,
             effective_batch_size=effective,
             batches=_batches(
-                memory, effective, stages.of(stage).sequences_per_row * max_length, phases.packs
+                memory,
+                effective,
+                stages.of(stage).sequences_per_row * max_length,
+                phases.packs,
+                phases.rl is not None,
             ),
             layers=range(num_layers + 1) if isinstance(layers, str) else range(layers, layers + 1),
             chunks=LOSS_CHUNKS_GIB if chunk == "auto" else (chunk,),
@@ -81,15 +85,17 @@ class Search:
         return replace(settings, recompute_layers=self.layers[place])
 
 
-def _batches(memory: Memory, effective: int, width: int, packs: bool) -> list[Batch]:
-    """By tokens where rows are padded, whole rows where they are packed or where the recipe pins their number."""
+def _batches(memory: Memory, effective: int, width: int, packs: bool, writes: bool) -> list[Batch]:
+    """By tokens where rows are padded, whole rows where they are packed or where the recipe pins their number; also
+    where the model `writes` them, because TRL cuts a step of completions by rows."""
     rows, tokens = memory.per_device_train_batch_size, memory.tokens_per_micro_batch
-    if isinstance(tokens, int):
+    if isinstance(tokens, int) and not writes:
         return [(effective, tokens)]
     if rows != "auto":
         return [(rows, None)]
-    if tokens is None or packs:
-        most = min(effective, max(1, ENOUGH_TOKENS // width))
+    if tokens is None or packs or writes:
+        enough = tokens if isinstance(tokens, int) else ENOUGH_TOKENS
+        most = min(effective, max(1, enough // width))
         return [(n, None) for n in range(most, 0, -1) if effective % n == 0]
     # Fewer tokens than the longest row has bring nothing: it runs alone.
     smaller = (ENOUGH_TOKENS // 2**halved for halved in range(1, ENOUGH_TOKENS.bit_length()))

@@ -229,8 +229,13 @@ def generation_bytes(architecture: Architecture) -> int:
     """
     q, kv = _attention_widths(architecture)
     h, wide = architecture.hidden_size, architecture.intermediate_size
-    cache = 2 * kv * architecture.num_hidden_layers
-    return BF16 * (cache + 3 * h + 2 * q + 2 * kv + 3 * wide)
+    return cache_bytes(architecture) + BF16 * (3 * h + 2 * q + 2 * kv + 3 * wide)
+
+
+def cache_bytes(architecture: Architecture) -> int:
+    """Keys and values of one token in all layers, in bf16."""
+    _, kv = _attention_widths(architecture)
+    return 2 * BF16 * kv * architecture.num_hidden_layers
 
 
 def saved_gib(lora_gib: float, num_checkpoints: int) -> float:

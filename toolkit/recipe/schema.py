@@ -27,11 +27,13 @@ from toolkit.recipe.fields import (
     shapes_rows,
     shapes_weights,
 )
+from toolkit.recipe.rl_section import Rl
 from toolkit.recipe.sections import Architecture, Compare, Lora, Memory, Model, Template
-from toolkit.recipe.stage_sections import Dpo, Reward, Sft, Source, StageSection
+from toolkit.recipe.stage_sections import AnswersSection, Dpo, Reward, Sft, Source, StageSection
 from toolkit.recipe.stages import Stage
 
 __all__ = [
+    "AnswersSection",
     "Architecture",
     "Compare",
     "Dpo",
@@ -40,6 +42,7 @@ __all__ = [
     "Model",
     "Recipe",
     "Reward",
+    "Rl",
     "Sft",
     "Source",
     "StageSection",
@@ -69,6 +72,7 @@ class Recipe(Section):
     sft: Annotated[Sft | None, shapes_weights("supervised fine-tuning", "there is no such stage")] = None
     dpo: Annotated[Dpo | None, shapes_weights("preference optimisation", "there is no such stage")] = None
     reward: Annotated[Reward | None, shapes_weights("a reward model", "there is no such stage")] = None
+    rl: Annotated[Rl | None, shapes_weights("learning from rewards", "there is no such stage")] = None
     compare: Compare = Compare()
 
     _file: Path = PrivateAttr(default=Path("recipe.yaml"))

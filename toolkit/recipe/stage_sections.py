@@ -120,10 +120,6 @@ class StageSection(Section):
     max_length: Annotated[Int, Field(ge=8), shapes_rows("tokens of a row at most", "Unsloth's notebooks")] = (
         2048
     )
-    overlong: Annotated[
-        Literal["cut", "drop"],
-        shapes_rows("cut a longer row, or drop it", "a cut answer has no end token and teaches to run on"),
-    ] = "drop"
     group_by_length: Annotated[
         bool,
         shapes_weights("rows of like length share a batch, in an order fixed by the seed", "less padding"),
@@ -138,7 +134,7 @@ class StageSection(Section):
     effective_batch_size: Annotated[
         PositiveInt,
         shapes_weights(
-            "rows (pairs in DPO) of an optimizer step; accumulation follows",
+            "rows (pairs in DPO, completions in RL) of an optimizer step; accumulation follows",
             "alignment-handbook on one GPU: 4 x 4",
         ),
     ] = 16
@@ -164,13 +160,6 @@ class StageSection(Section):
             "the optimizer; on a CPU always AdamW in 32 bits", "Unsloth's notebooks: a quarter of its memory"
         ),
     ] = "adamw_8bit"
-    divergence: Annotated[
-        Divergence | None,
-        only_watches(
-            "stop a run whose loss stays out of its range; null: only at one that is no number",
-            "no run comes back from there",
-        ),
-    ] = Divergence()
     logging_steps: Annotated[
         PositiveInt, only_watches("steps between two lines of the log", "alignment-handbook's for DPO")
     ] = 10
@@ -201,6 +190,11 @@ class StageSection(Section):
         only_watches("checkpoints that are kept", "the last one, and the one before should it be damaged"),
     ] = 2
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of the data set that an optimizer step takes."""
+        return self.effective_batch_size
+
     @model_validator(mode="after")
     def _held_out_rows_are_named_once(self) -> StageSection:
         if self.eval_steps and not (self.eval_datasets or self.eval_rows):
@@ -221,7 +215,23 @@ class StageSection(Section):
         return self
 
 
-class Sft(StageSection):
+class AnswersSection(StageSection):
+    """What every stage has whose rows hold the answers that are trained."""
+
+    overlong: Annotated[
+        Literal["cut", "drop"],
+        shapes_rows("cut a longer row, or drop it", "a cut answer has no end token and teaches to run on"),
+    ] = "drop"
+    divergence: Annotated[
+        Divergence | None,
+        only_watches(
+            "stop a run whose loss stays out of its range; null: only at one that is no number",
+            "no run comes back from there",
+        ),
+    ] = Divergence()
+
+
+class Sft(AnswersSection):
     """Supervised fine-tuning: rows are conversations."""
 
     learning_rate: Annotated[
@@ -235,7 +245,7 @@ class Sft(StageSection):
     ] = False
 
 
-class Reward(StageSection):
+class Reward(AnswersSection):
     """A reward model: rows are pairs, and the chosen reply is to get the larger score."""
 
     learning_rate: Annotated[
@@ -250,7 +260,7 @@ class Reward(StageSection):
     ] = 0.01
 
 
-class Dpo(StageSection):
+class Dpo(AnswersSection):
     """Direct preference optimisation: rows are pairs."""
 
     learning_rate: Annotated[

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-RowKind = Literal["chat", "pair"]
+RowKind = Literal["chat", "pair", "prompt"]
 Task = Literal["causal_lm", "seq_cls"]  # PEFT's names: to answer, or to give a conversation one score
 # At step 1 the policy is still its reference, and every pair a tie: what tells them apart is noise.
 FIRST_STEP_APART = 2
@@ -42,7 +42,7 @@ class Stage:
     the adapter of the first of `continues` that the recipe has, else from the model itself; with `has_reference` its
     loss is measured against where it started. `charts` are names of report/curves.py, `memory_phases` of
     memory/phases.py. `report_extras` are attributes of its trainer that report.json takes up. `task` is what its model
-    does.
+    does. A row of prompts is a batch's `num_generations` completions: there a sequence is one of them.
     """
 
     name: str
@@ -65,7 +65,8 @@ class Stage:
 
     @property
     def rows_are_called(self) -> str:
-        return {"chat": "rows", "pair": "pairs"}[self.row_kind]
+        """What a batch is made of."""
+        return {"chat": "rows", "pair": "pairs", "prompt": "completions"}[self.row_kind]
 
 
 LOSS = PanelField("loss", "loss", "{:.4f}", has_curve=True)
@@ -118,7 +119,27 @@ REWARD = Stage(
     task="seq_cls",
 )
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO, REWARD)}
+RL = Stage(
+    name="rl",
+    title="Learning from rewards",
+    label="RL",
+    row_kind="prompt",
+    sequences_per_row=1,
+    continues=("dpo", "sft"),
+    has_reference=False,
+    charts=("reward", "kl", "entropy", "completion_tokens", "completions_ended", "correct"),
+    panel_fields=(
+        PanelField("reward", "reward", "{:.3f}", has_curve=True),
+        PanelField("kl", "KL", "{:.4f}"),
+        PanelField("entropy", "entropy", "{:.3f}"),
+        PanelField("completions/mean_length", "tokens", "{:.1f}"),
+        PanelField("completions/ended_ratio", "ended", "{:.0%}"),
+    ),
+    memory_phases=("generation", "scoring", "log_probs", "layer"),
+    report_extras=("reward_learning",),
+)
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO, REWARD, RL)}
 
 
 BASE = "base"  # the model itself, beside the names of what was trained of it

@@ -61,7 +61,8 @@ class RunReport(Record):
     was set and what is in effect. `oom_events` are the lines of events.jsonl. `reference` is DPO's reference
     pass: pairs, how many of them were reused, seconds. `shared_prompts` is DPO's check of prompts that are run once, in
     nats, and how often attention was over them in the first step; or the reason why it is `off`. `scores` are
-    those of a reward model, of held-out pairs, in place of `answers`.
+    those of a reward model, of held-out pairs, in place of `answers`. `reward_learning` is the KL of the first step,
+    prompts, the course of each reward with its spread inside groups, and whether held-out completions were right.
     """
 
     stage: str | None
@@ -86,6 +87,7 @@ class RunReport(Record):
     oom_events: list[dict[str, Any]] | None
     reference: dict[str, Any] | None
     shared_prompts: dict[str, Any] | None
+    reward_learning: dict[str, Any] | None
     answers: Answers | None
     scores: PairScores | None
     notes: list[str] | None

@@ -148,6 +148,48 @@ CHARTS = {  # by the names that a stage's `charts` lists
         ),
         NATS,
     ),
+    "reward": Chart(
+        "Reward", "the weighted sum, in the mean over completions", "reward", _both("reward"), REWARD
+    ),
+    "kl": Chart(
+        "KL to the policy it started from",
+        "0 in the first step, or the run stops",
+        "nats a token",
+        _both("kl"),
+        NUMBER,
+    ),
+    "entropy": Chart(
+        "Entropy",
+        "of the next token; near 0 nothing new is tried any more",
+        "nats a token",
+        _both("entropy"),
+        REWARD,
+    ),
+    "completion_tokens": Chart(
+        "Length of completions",
+        "",
+        "tokens",
+        (
+            Curve("longest", "completions/max_length", SECOND),
+            Curve("mean", "completions/mean_length", TRAIN),
+            _evaluated("mean, evaluation", "completions/mean_length"),
+        ),
+        NATS,
+    ),
+    "completions_ended": Chart(
+        "Completions that ended",
+        "the others were cut",
+        "share of completions",
+        _both("completions/ended_ratio"),
+        SHARE,
+    ),
+    "correct": Chart(
+        "Right completions",
+        "sampled, and holding an answer that the row calls right",
+        "share of completions",
+        _both("correct"),
+        SHARE,
+    ),
     "log_probs": Chart("Log-probabilities", "of whole replies", "nats a reply", _replies("logps"), NATS),
 }
 OPTIMIZER = (
@@ -180,11 +222,30 @@ def charts(stage: str, series: dict[str, Series]) -> list[Chart]:
     """The charts of a stage that have a value to show, with those of their curves that have."""
     shown = []
     own = (CHARTS[name] for name in stages.of(stage).charts)
-    for chart in (*own, *OPTIMIZER, MEMORY):
+    for chart in (*own, *_single_rewards(series), *OPTIMIZER, MEMORY):
         curves = tuple(curve for curve in chart.curves if _has_value(series.get(curve.key)))
         if curves:
             shown.append(replace(chart, curves=curves))
     return shown
+
+
+def _single_rewards(series: dict[str, Series]) -> list[Chart]:
+    """A figure for each reward that completions are given: its mean, and its spread among those to one prompt."""
+    names = [name[len("rewards/") : -len("/spread")] for name in series if name.endswith("/spread")]
+    return [
+        Chart(
+            f"Reward: {name}",
+            "without spread among the completions to a prompt it teaches nothing",
+            "reward",
+            (
+                Curve("mean", f"rewards/{name}/mean", TRAIN),
+                Curve("spread", f"rewards/{name}/spread", SECOND),
+                _evaluated("mean, evaluation", f"rewards/{name}/mean"),
+            ),
+            REWARD,
+        )
+        for name in names
+    ]
 
 
 def without_ties(series: dict[str, Series]) -> dict[str, Series]:

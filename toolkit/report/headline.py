@@ -88,6 +88,8 @@ def tiles(record: RunRecord) -> str:
         ("Evaluation loss", number(evaluated.get("loss"), "{:.4f}"), "held-out rows"),
         ("Reward margin", number(evaluated.get("rewards/margins"), "{:.3f}"), "held-out pairs"),
         ("Reward accuracy", number(evaluated.get("rewards/accuracies"), "{:.1%}"), "held-out pairs"),
+        ("Held-out reward", number(evaluated.get("reward"), "{:.3f}"), "sampled completions"),
+        ("Held-out right", number(evaluated.get("correct"), "{:.1%}"), "sampled completions"),
         ("Accuracy of scores", number(evaluated.get("accuracy"), "{:.1%}"), "held-out pairs"),
         ("Margin of scores", number(evaluated.get("margin"), "{:.3f}"), "held-out pairs"),
         ("Tokens", number(tokens, "{:,}"), number(tokens / seconds, "{:,.0f} a second") if tokens and seconds else ""),

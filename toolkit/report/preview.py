@@ -5,6 +5,7 @@ preview_page.py makes the same into one HTML file.
 """
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from toolkit.data.accounting import Place
-from toolkit.data.masking import IGNORE_INDEX, TokenizedChat, TokenizedPair
+from toolkit.data.masking import IGNORE_INDEX, TokenizedChat, TokenizedPair, TokenizedPrompt
 from toolkit.data.reasons import Reason
 
 HEAD, TAIL = 160, 60  # tokens of a long run that a terminal shows; the page shows all
@@ -71,7 +72,9 @@ class Preview:
 
 
 def choose(
-    results: Sequence[TokenizedChat | TokenizedPair | Reason], num_turns: Sequence[int], num: int
+    results: Sequence[TokenizedChat | TokenizedPair | TokenizedPrompt | Reason],
+    num_turns: Sequence[int],
+    num: int,
 ) -> list[tuple[str, int]]:
     """(kinds, index) of up to `num` rows of each kind, then of the first row that each reason dropped.
 
@@ -98,14 +101,16 @@ def choose(
     return named + [(f"dropped: {reason}", i) for reason, i in dropped.items()]
 
 
-def _length(result: TokenizedChat | TokenizedPair | Reason) -> int:
+def _length(result: TokenizedChat | TokenizedPair | TokenizedPrompt | Reason) -> int:
     if isinstance(result, TokenizedChat):
         return len(result.input_ids)
+    if isinstance(result, TokenizedPrompt):
+        return len(result.prompt_ids)
     assert isinstance(result, TokenizedPair)
     return len(result.prompt_ids) + max(len(result.chosen_ids), len(result.rejected_ids))
 
 
-def _is_cut(result: TokenizedChat | TokenizedPair | Reason) -> bool:
+def _is_cut(result: TokenizedChat | TokenizedPair | TokenizedPrompt | Reason) -> bool:
     return not isinstance(result, Reason) and result.cut
 
 
@@ -120,8 +125,17 @@ class Reader:
     bos: str | None
     end_of_turn: str
 
-    def example(self, kind: str, place: Place, row: TokenizedChat | TokenizedPair) -> Example:
+    def example(
+        self, kind: str, place: Place, row: TokenizedChat | TokenizedPair | TokenizedPrompt
+    ) -> Example:
         """A row that is used, taken apart."""
+        if isinstance(row, TokenizedPrompt):
+            ids = row.prompt_ids
+            title = (
+                f"{len(ids):,} tokens to answer; right: {', '.join(json.loads(row.answers)) or 'not known'}"
+            )
+            part = Part(title, self.pieces(ids, [False] * len(ids)))
+            return Example(kind, place, (part,), (self._bos_check(ids),))
         return (
             self.chat_example(kind, place, row)
             if isinstance(row, TokenizedChat)

@@ -11,7 +11,11 @@ from toolkit.report.tables import table
 
 def section(report: RunReport) -> str:
     """Empty for a stage that has nothing to prove, or that did not come so far."""
-    rows = [*_reference(report.reference or {}), *_shared(report.shared_prompts or {})]
+    rows = [
+        *_reference(report.reference or {}),
+        *_shared(report.shared_prompts or {}),
+        *_starting_policy(report.reward_learning or {}),
+    ]
     return "<h2>Proved before training</h2>" + table([], rows) if rows else ""
 
 
@@ -27,6 +31,17 @@ def _reference(found: dict[str, Any]) -> list[list[str]]:
                 f"{step['loss']:.4f} (ln 2 = 0.6931), {step['margin']:.4f} (at most {step['margin_limit']:g})",
             ]
         )
+    return rows
+
+
+def _starting_policy(found: dict[str, Any]) -> list[list[str]]:
+    if not found.get("reference_weights"):
+        return []
+    rows = [
+        ["KL reference is the policy that it started from", f"{found['reference_weights']:,} weights equal"]
+    ]
+    if (kl := found.get("kl_at_first")) is not None:
+        rows.append(["first step: KL", f"{kl:g} nats a token (0 is expected)"])
     return rows
 
 

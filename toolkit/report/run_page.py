@@ -10,7 +10,7 @@ from toolkit.errors import UserError
 from toolkit.files import write_text
 from toolkit.records.record import read_object
 from toolkit.records.run_report import Answers
-from toolkit.report import curves, figures, proofs, run_record
+from toolkit.report import completions, curves, figures, proofs, run_record
 from toolkit.report.headline import headline, tiles
 from toolkit.report.html import document
 from toolkit.report.run_record import RunRecord
@@ -113,6 +113,7 @@ def page(record: RunRecord, earlier: str = "") -> str:
             headline(record),
             tiles(record),
             _curves(record, charts, series, drawn.divs, marks),
+            completions.section(record),
             _answers(record),
             scores_section(record.report.scores),
             measures_section(record),

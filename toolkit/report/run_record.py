@@ -16,7 +16,7 @@ from toolkit.records.record import read_lines, read_object
 from toolkit.records.run_manifest import Manifest, PlanMade
 from toolkit.records.run_report import RunReport
 from toolkit.report.curves import Series
-from toolkit.run.rundir import ANSWERS, EVENTS, PREFIX, RunDir
+from toolkit.run.rundir import ANSWERS, COMPLETIONS, EVENTS, PREFIX, RunDir
 
 Outcome = Literal["finished", "running", "interrupted", "failed", "killed"]
 
@@ -42,6 +42,7 @@ class RunRecord:
     data: DataReport | None
     events: list[dict[str, Any]]
     answers: list[dict[str, Any]]
+    completions: list[dict[str, Any]]
     last_sign: datetime | None
     sealed_step: int | None
     total_steps: int | None
@@ -67,6 +68,7 @@ def read(run: RunDir) -> RunRecord | None:
         data=DataReport.load(run.data_report, notes),
         events=[event for event, _ in zip(read_lines(run.path / EVENTS), range(NUM_EVENTS), strict=False)],
         answers=list(read_lines(run.path / ANSWERS)),
+        completions=list(read_lines(run.path / COMPLETIONS)),
         last_sign=written(run.metrics) or written(run.manifest),
         sealed_step=sealed,
         total_steps=_total_steps(run, sealed),

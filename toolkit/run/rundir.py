@@ -28,6 +28,7 @@ from toolkit.run.sealing import MARK, SEAL
 
 PREFIX = "checkpoint-"  # of the folders of checkpoints
 EVENTS, ANSWERS = "events.jsonl", "answers.jsonl"
+COMPLETIONS, HELD_OUT = "completions.jsonl", "held_out.jsonl"  # of learning from rewards
 WEIGHTS = "adapter_model.safetensors"
 OTHER_RUNS = "--runs DIR"
 STARTED_FROM = "_adapter"  # ends the condition that names the hash of another stage's adapter

@@ -17,7 +17,7 @@ from toolkit.recipe.stages import Stage
 from toolkit.run import room, start
 from toolkit.run.rundir import RunDir
 from toolkit.run.start import Start
-from toolkit.training import schedule, trackers
+from toolkit.training import reward_sources, schedule, trackers
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Job:
             *self._looked.problems,
             *template_check.problems(self.recipe),
             *trackers.problems(self.stage.name, self.section.report_to),
+            *reward_sources.problems(self.recipe, self.run, self.section),
             *self.run.problems(),
             self._rows_without_a_head(),
             room.problem(self.run, lora_gib, num_checkpoints),  # one more while it rotates

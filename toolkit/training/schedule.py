@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
-from toolkit.recipe.schema import StageSection
+from toolkit.recipe.schema import Rl, StageSection
 
 
 def num_steps(section: StageSection, num_rows: int | None) -> int | None:
     """Optimizer steps over so many rows; None where the epochs decide and the rows are not known."""
     if section.max_steps is not None or num_rows is None:
         return section.max_steps
-    return math.ceil(section.num_train_epochs * math.ceil(num_rows / section.effective_batch_size))
+    # Prompts that do not fill a last step are left out (TRL's RepeatSampler); other rows make a short one.
+    whole = math.floor if isinstance(section, Rl) else math.ceil
+    return math.ceil(section.num_train_epochs * whole(num_rows / section.rows_per_step))
 
 
 def short_for_warmup(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.memory.plan import Settings
-from toolkit.recipe.schema import Dpo, Recipe, Reward, Sft, StageSection
+from toolkit.recipe.schema import Dpo, Recipe, Reward, Rl, Sft, StageSection
 
 
 def sft(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "sft") -> dict[str, Any]:
@@ -61,6 +61,74 @@ def reward(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "r
         "activation_offloading": False,
         "pad_to_multiple_of": None,
     }
+
+
+def rl(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "rl") -> dict[str, Any]:
+    """Keyword arguments of `trl.RLOOConfig` or `trl.GRPOConfig`, as the algorithm asks.
+
+    Every field that shapes a run: Unsloth's own config changes several by itself (masking, the upper clip, the scale of
+    rewards). The completions of a step are made at its start and used once: no ratio of policies is ever clipped.
+    """
+    section = recipe.section(stage)
+    assert isinstance(section, Rl)
+    common = _common(recipe, stage, section, settings, output_dir)
+    del common["max_length"]  # held by the prompts' length and max_completion_length
+    held_out = bool(section.eval_datasets or section.eval_rows)
+    shared = {
+        "remove_unused_columns": False,  # rewards read the others
+        "eval_on_start": held_out,
+        "metric_for_best_model": "reward" if section.eval_steps else None,
+        "greater_is_better": True if section.eval_steps else None,
+        "num_generations": section.num_generations,
+        "num_generations_eval": 1,
+        "max_completion_length": section.max_completion_length,
+        "shuffle_dataset": not section.group_by_length,  # stage.py has grouped them
+        "steps_per_generation": settings.gradient_accumulation_steps,
+        "generation_batch_size": None,  # follows
+        "num_iterations": 1,
+        "temperature": section.temperature,
+        "top_p": section.top_p,
+        "top_k": 0,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "generation_kwargs": None,
+        "chat_template_kwargs": None,
+        "cache_implementation": None,
+        "pad_to_multiple_of": None,
+        "use_vllm": False,  # its pins exclude ours
+        "use_transformers_continuous_batching": False,
+        "beta": section.beta,
+        "epsilon": 0.2,  # idle: see above
+        "epsilon_high": 0.2,
+        "reward_weights": [
+            *(reward.weight for reward in section.rewards),
+            *([] if section.truncated_reward is None else [1.0]),
+        ],
+        "mask_truncated_completions": False,  # truncated_reward says what they are worth
+        "sync_ref_model": False,
+        "disable_dropout": True,
+        "model_init_kwargs": None,
+        "router_aux_loss_coef": None,
+        "log_completions": False,  # engine/train/completions.py keeps samples
+    }
+    return common | shared | (_RLOO if section.algorithm == "rloo" else _GRPO)
+
+
+_RLOO: dict[str, Any] = {"normalize_advantages": False, "reward_clip_range": None}
+_GRPO: dict[str, Any] = {
+    "loss_type": "dapo",  # a mean over the tokens of the step: its pieces add up exactly
+    "scale_rewards": "group",
+    "multi_objective_aggregation": "sum_then_normalize",
+    "importance_sampling_level": "token",
+    "use_bias_correction_kl": False,
+    "delta": None,
+    "top_entropy_quantile": 1.0,
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+    "off_policy_mask_threshold": None,
+    "cast_lm_head_to_fp32": False,
+    "vllm_importance_sampling_correction": False,
+}
 
 
 def _common(

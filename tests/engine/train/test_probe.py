@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from tests.engine.conftest import Stage, run_stage, tiny
 from tests.engine.train.test_oom import again
-from toolkit.engine.base import recompute, vram
+from toolkit.engine.base import micro_batches, recompute, vram
 from toolkit.engine.train import dpo, pieces, probe, sft
 from toolkit.errors import UserError
 
@@ -143,5 +143,9 @@ def test_the_mixin_comes_before_the_trainer() -> None:
 
 def test_the_longest_rows_of_a_set_are_found_by_length_or_by_ids() -> None:
     rows = Dataset.from_dict({"input_ids": [[1], [1, 2, 3], [1, 2]], "length": [1, 3, 2]})
-    assert [len(row["input_ids"]) for row in probe.longest(rows, 2)] == [3, 2]
-    assert [len(row["input_ids"]) for row in probe.longest(rows.remove_columns("length"), 5)] == [3, 2, 1]
+    assert [len(row["input_ids"]) for row in micro_batches.longest(rows, 2)] == [3, 2]
+    assert [len(row["input_ids"]) for row in micro_batches.longest(rows.remove_columns("length"), 5)] == [
+        3,
+        2,
+        1,
+    ]

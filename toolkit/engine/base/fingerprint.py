@@ -49,6 +49,9 @@ def rows(prepared: Dataset) -> str:
             if pyarrow.types.is_list(column.type):
                 hashed.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
                 column = column.flatten()
+            if pyarrow.types.is_string(column.type):
+                hashed.update("\0".join(column.to_pylist()).encode())
+                continue
             hashed.update(column.to_numpy(zero_copy_only=False).tobytes())
     return hashed.hexdigest()
 

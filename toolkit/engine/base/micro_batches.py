@@ -49,6 +49,13 @@ def pair_lengths(row: Row) -> tuple[int, int, int]:
     return len(row["prompt_ids"]), len(row["chosen_ids"]), len(row["rejected_ids"])
 
 
+def longest(rows: Any, count: int) -> list[Row]:
+    """The `count` longest rows (pairs) together: no order of rows makes a larger micro-batch."""
+    lengths = rows["length"][:] if "length" in rows.column_names else [len(ids) for ids in rows["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    return [rows[index] for index in order[:count]]
+
+
 def row_tokens(row: Row) -> int:
     """Tokens of a row as it is trained; of a pair, those of its longer side."""
     if "input_ids" in row:

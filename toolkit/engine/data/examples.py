@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from toolkit.console.text import visible
 from toolkit.data.reasons import Reason
-from toolkit.data.rows import Pair
+from toolkit.data.rows import Pair, Question
 from toolkit.engine.base import model, tokens
 from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.engine.data import preparation
@@ -102,6 +102,8 @@ def _is_partial(rows: dict[str, list[Any]]) -> bool:
 def _num_replies(item: Any) -> int:
     if isinstance(item, Reason):
         return 0
+    if isinstance(item, Question):
+        item = item.prompt
     turns = item.prompt + item.chosen if isinstance(item, Pair) else item
     return sum(turn["role"] == "assistant" for turn in turns)
 
@@ -114,5 +116,5 @@ def _source_text(item: Any, text: str) -> str:
         named = [*item.prompt, *({**turn, "role": "chosen"} for turn in item.chosen)]
         named += [{**turn, "role": "rejected"} for turn in item.rejected]
     else:
-        named = item
+        named = item.prompt if isinstance(item, Question) else item
     return "\n".join(f"{turn['role']}: {turn['content'][:EXCERPT]}" for turn in named)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,23 @@ from rich.markup import escape
 
 from toolkit.console.screen import bar
 from toolkit.data.accounting import Accounting
-from toolkit.data.masking import Masking, TokenizedChat, TokenizedPair
+from toolkit.data.masking import Masking, TokenizedChat, TokenizedPair, TokenizedPrompt
 from toolkit.data.reasons import Reason
 from toolkit.data.selection import LEAKS, Selection, Step
 from toolkit.engine.base.model import LoadedModel
 from toolkit.engine.data import cache
 from toolkit.engine.data.reading import UNREAD, Pool, load_item, places_of, read_sets
 from toolkit.errors import UserError
-from toolkit.recipe.schema import Recipe, StageSection
+from toolkit.recipe.schema import AnswersSection, Recipe, Rl, StageSection
 from toolkit.recipe.stages import RowKind
 from toolkit.records.data_report import DataReport, HeldOut, SelectionStep
 
 IDS: dict[RowKind, list[str]] = {
     "chat": ["input_ids", "labels"],
     "pair": ["prompt_ids", "chosen_ids", "rejected_ids"],
+    "prompt": ["prompt_ids"],
 }
+TEXTS: dict[RowKind, list[str]] = {"chat": [], "pair": [], "prompt": ["prompt", "answers"]}  # JSON
 BATCH = 1000  # rows that are tokenised at once
 
 
@@ -54,7 +56,8 @@ class Side:
 
 @dataclass
 class Prepared:
-    """Columns of a chat: input_ids, labels; of a pair: prompt_ids, chosen_ids, rejected_ids; and `length`."""
+    """Columns of a chat: input_ids, labels; of a pair: prompt_ids, chosen_ids, rejected_ids; of a prompt: prompt_ids,
+    prompt, answers; and `length`."""
 
     train: Dataset
     eval: Dataset | None
@@ -76,14 +79,14 @@ def prepare(
     for shown in train.accounting.shown(section.max_length):
         console.print(shown)
     train.accounting.check(section.max_dropped_fraction)
-    suggestion = train.accounting.suggestion(section.max_length)
+    suggestion = None if kind == "prompt" else train.accounting.suggestion(section.max_length)
     report = DataReport(
         **train.told(),
         max_length=section.max_length,
         suggestion=suggestion,
         eval=HeldOut(**held_out.told(), leaks=_check_held_out(held_out, console)) if held_out else None,
     )
-    columns = [*IDS[kind], "length"]
+    columns = [*IDS[kind], *TEXTS[kind], "length"]
     assert train.rows is not None, "the check of the account passed"
     return Prepared(
         train.rows.select_columns(columns),
@@ -130,7 +133,9 @@ def select(
 def masking_of(section: StageSection, loaded: LoadedModel) -> Masking:
     """How a section's rows become tokens."""
     backend = loaded.tokenizer.backend_tokenizer
-    return Masking(backend, loaded.template, loaded.end_of_turn, section.max_length, section.overlong)
+    longest = section.prompt_tokens if isinstance(section, Rl) else section.max_length
+    overlong = section.overlong if isinstance(section, AnswersSection) else "drop"
+    return Masking(backend, loaded.template, loaded.end_of_turn, longest, overlong)
 
 
 def _show_steps(steps: list[Step], console: Console) -> None:
@@ -217,10 +222,13 @@ def encode(masking: Masking, kind: RowKind, pool: Pool, selection: Selection, fo
 
 def _features(kind: RowKind) -> Features:
     ids = {column: List(Value("int32")) for column in IDS[kind]}
-    return Features({**ids, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")})
+    texts = {column: Value("string") for column in TEXTS[kind]}
+    return Features(
+        {**ids, **texts, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")}
+    )
 
 
-def _table(kind: RowKind, results: list[Any], sources: list[str]) -> pyarrow.Table:
+def _table(kind: RowKind, results: Sequence[Any], sources: list[str]) -> pyarrow.Table:
     """The rows that are used, without those of which only the reason is left."""
     used = [
         (*_columns(result), source)
@@ -243,8 +251,10 @@ def _array(values: tuple[Any, ...], kind: pyarrow.DataType) -> pyarrow.Array:
     return pyarrow.ListArray.from_arrays(offsets, ids, type=kind)
 
 
-def _columns(result: TokenizedChat | TokenizedPair) -> tuple[Any, ...]:
+def _columns(result: TokenizedChat | TokenizedPair | TokenizedPrompt) -> tuple[Any, ...]:
     """Values of the columns that `_features` names, but the last."""
+    if isinstance(result, TokenizedPrompt):
+        return *result, len(result.prompt_ids), False
     if isinstance(result, TokenizedChat):
         return result.input_ids, result.labels, len(result.input_ids), result.cut
     prompt, chosen, rejected, cut = result

@@ -95,7 +95,7 @@ def establish(trainer: Any, source: str, batch_size: int, console: Console) -> d
     return {"pairs": done.pairs, "reused": done.reused, "seconds": time.perf_counter() - started}
 
 
-def prove_weights(model: Any, source: str) -> int:
+def prove_weights(model: Any, source: str, of: str = "DPO") -> int:
     """How many tensors of the policy's adapter there are, all equal to the reference's bit for bit, or UserError."""
     reference = dict(_adapter(model, REF_ADAPTER))
     policy = dict(_adapter(model, POLICY_ADAPTER))
@@ -106,7 +106,7 @@ def prove_weights(model: Any, source: str) -> int:
     )
     if apart or not policy:
         raise UserError(
-            "the DPO reference is not the policy that training starts from: "
+            f"the {of} reference is not the policy that training starts from: "
             f"{len(apart)} of {len(policy)} weights of the copy that TRL made of {source} differ"
             f"{f', the first is {apart[0]}' if apart else ''}. {_fix()}"
         )

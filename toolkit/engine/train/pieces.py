@@ -18,7 +18,7 @@ import torch
 
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.base import oom, recompute
-from toolkit.engine.base.micro_batches import MicroBatches, fed_tokens, row_tokens
+from toolkit.engine.base.micro_batches import MicroBatches, fed_tokens, longest, row_tokens
 from toolkit.engine.base.random_state import RandomState
 from toolkit.errors import UserError
 
@@ -108,6 +108,14 @@ class OutOfMemoryRecovery(TrainerOfTRL):
         self.data_collator = KeepRows(self.data_collator)
         self.ran: deque[Ran] = deque(maxlen=MOST_RAN)
         self._share = 1.0
+
+    def longest_rows(self, count: int) -> list[dict[str, Any]]:
+        """Rows of which no micro-batch of so many is larger."""
+        return longest(self.train_dataset, count)
+
+    def batch_of(self, rows: list[dict[str, Any]]) -> Any:
+        """Rows as a micro-batch that `training_step` takes."""
+        return self._prepare_inputs(self.data_collator(rows))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

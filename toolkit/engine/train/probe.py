@@ -38,7 +38,7 @@ class Probe(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, started = self._trainer, time.perf_counter()
-        rows = longest(trainer.train_dataset, args.per_device_train_batch_size)
+        rows = trainer.longest_rows(args.per_device_train_batch_size)
         rows = rows[: trainer.micro_batches.first(rows, len(rows))]
         recovery, num_events = trainer.recovery, len(trainer.recovery.events)
         with recovery.during("probe"), unchanged(trainer), self._ballast():
@@ -73,16 +73,9 @@ class Probe(TrainerCallback):
         del held
 
 
-def longest(rows: Any, count: int) -> list[dict[str, Any]]:
-    """The `count` longest rows (pairs) together: no order of rows makes a larger micro-batch."""
-    lengths = rows["length"][:] if "length" in rows.column_names else [len(ids) for ids in rows["input_ids"]]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    return [rows[index] for index in order[:count]]
-
-
 def run(trainer: Any, rows: list[dict[str, Any]]) -> None:
     """One training step's forward and backward on `rows`, recovery included."""
-    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    batch = trainer.batch_of(rows)
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
     trainer.training_step(trainer.model, batch, trainer._get_num_items_in_batch([batch], trainer.args.device))
 

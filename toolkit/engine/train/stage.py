@@ -23,6 +23,7 @@ from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.engine.train.progress import evaluated_at
 from toolkit.errors import UserError
 from toolkit.files import digest
+from toolkit.recipe.schema import AnswersSection
 from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.run_manifest import Base
 from toolkit.records.run_report import RunReport
@@ -79,7 +80,7 @@ def _train(
     prepared = preparation.prepare(recipe, section, job.stage.row_kind, loaded, console)
     prepared.report.write(run.data_report)
     if section.group_by_length:
-        order = grouped_by_length(prepared.train["length"][:], section.effective_batch_size, recipe.seed)
+        order = grouped_by_length(prepared.train["length"][:], section.rows_per_step, recipe.seed)
         prepared.train = prepared.train.select(order)
     rows = _identify(job, prepared)
 
@@ -90,7 +91,7 @@ def _train(
     _check_rows(trainer.train_dataset, prepared.train, rows["train"])
     trajectory, conditions = job.trajectory(), run.conditions()
     trainer.made = Made(trajectory=trajectory, conditions=conditions)
-    trainer.divergence = section.divergence
+    trainer.divergence = section.divergence if isinstance(section, AnswersSection) else None
     trainer.remove_callback(PrinterCallback)
     watching = Callbacks.of(job, trainer, checkpoint, stop, started)
     for callback in watching.in_order():
