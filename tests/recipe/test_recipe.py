@@ -214,6 +214,9 @@ SELDOM = {
     *("model.trust_remote_code", "model.architecture.head_dim", "model.architecture.tie_word_embeddings"),
     "model.architecture.max_position_embeddings",
     *("name", "data_dir", "split", "revision", "schema", "filter", "top_k", "rows", "weight"),
+    # of one reward: what the others are, and a model's
+    *("function", "model", "ends", "length", "contains", "matches", "json", "load_in_4bit", "architecture"),
+    *("head_dim", "tie_word_embeddings"),
 }
 
 

@@ -13,7 +13,7 @@ from toolkit.console.panel import duration
 from toolkit.memory.listing import listing
 from toolkit.memory.plan import Plan
 from toolkit.recipe import stages
-from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.schema import Dpo, Recipe, Rl
 
 
 def show_plan(
@@ -59,7 +59,8 @@ def _facts(recipe: Recipe, plan: Plan, about: Sequence[tuple[str, str]]) -> Tabl
     rows = f"{micro} x {accumulated} = {micro * accumulated} {called}"
     if tokens:
         rows = f"{micro} {called} in pieces of {tokens:,} tokens,"
-    beta = f", beta {section.beta:g}" if isinstance(section, Dpo) else ""
+    beta = f", beta {section.beta:g}" if isinstance(section, (Dpo, Rl)) else ""
+    rewarded = _of_rl(section) if isinstance(section, Rl) else ()
     length = f"{section.max_steps} steps" if section.max_steps else f"{section.num_train_epochs:g} epochs"
     num_layers = recipe.model.architecture.num_hidden_layers
     facts = Table.grid(padding=(0, 2))
@@ -68,6 +69,7 @@ def _facts(recipe: Recipe, plan: Plan, about: Sequence[tuple[str, str]]) -> Tabl
         ("data", ", ".join(source.path for source in section.datasets)),
         ("on", plan.card),
         ("batch", f"{rows} of at most {section.max_length} tokens"),
+        *rewarded,
         ("optimizer", f"{section.optim}, lr {section.learning_rate:g} {section.lr_scheduler_type}{beta}"),
         ("length", length),
         ("recompute", f"{settings.recompute_layers} of {num_layers} layers"),
@@ -75,6 +77,21 @@ def _facts(recipe: Recipe, plan: Plan, about: Sequence[tuple[str, str]]) -> Tabl
     ):
         facts.add_row(f"[dim]{label}[/]", escape(value))
     return facts
+
+
+def _of_rl(section: Rl) -> Sequence[tuple[str, str]]:
+    made_of = f"{section.rows_per_step} prompts x {section.num_generations}, {section.generated_at_once} at once"
+    rewards = (
+        f"{'' if reward.weight == 1 else f'{reward.weight:g} x '}{reward.called}"
+        + (f" ({reward.function or reward.model})" if reward.function or reward.model else "")
+        for reward in section.rewards
+    )
+    cut = "as the rewards say" if section.truncated_reward is None else f"{section.truncated_reward:g}"
+    return (
+        ("writes", f"{made_of}, of at most {section.max_completion_length} tokens each"),
+        ("rewards", f"{', '.join(rewards)}; one that is cut: {cut}"),
+        ("algorithm", section.algorithm),
+    )
 
 
 def _memory(plan: Plan) -> Table:

@@ -100,8 +100,10 @@ class Accounting:
                 return length
         return 0
 
-    def suggestion(self, max_length: int) -> str | None:
-        """A smaller max_length, when more than half of it is never used; None when it is."""
+    def suggestion(self, max_length: int | None) -> str | None:
+        """A smaller max_length, when more than half of it is never used; None when it is, or rows end before it."""
+        if max_length is None:
+            return None
         longest = self.percentile("total", 100)
         enough = -(-longest // 64) * 64
         if not longest or enough > max_length // 2:
@@ -182,7 +184,7 @@ class Accounting:
             lengths={kind: Counter(dict(counts)) for kind, counts in state["lengths"].items()},
         )
 
-    def shown(self, max_length: int) -> list[Table | str]:
+    def shown(self, max_length: int | None) -> list[Table | str]:
         """What a terminal shows: the rows, with a line for each reason to drop or cut one, and the lengths."""
         title = f"{self.used:,} of {self.read:,} rows used"
         if not (self.dropped or self.cut):
@@ -198,7 +200,7 @@ class Accounting:
             rows.add_row(f"{self.cut:,}", f"(used, but cut at max_length {max_length}: {share:.1%})", "")
         return [rows, self._lengths(max_length)]
 
-    def _lengths(self, max_length: int) -> Table:
+    def _lengths(self, max_length: int | None) -> Table:
         lengths = Table(title=f"{self.num_tokens:,} tokens an epoch", title_justify="left")
         lengths.add_column("tokens")
         for name in (*(f"p{percent}" for percent in PERCENTILES), "max"):

@@ -83,7 +83,10 @@ def tiles(record: RunRecord) -> str:
     logged = record.series["loss"].values if "loss" in record.series else []
     is_lost = bool(logged) and logged[-1] is None
     session = "since it was continued" if record.manifest.resumed_from else "of the steps alone"
+    rewarded = report.reward_learning is not None  # there a loss says nothing
+    reward = (report.reward_learning or {}).get("reward") or {}
     tiles = [
+        ("Reward", number(reward.get("last"), "{:.3f}"), number(reward.get("first"), "from {:.3f}")),
         ("Training loss", number(report.loss_last, "{:.4f}") or ("not finite" if is_lost else None), first),
         ("Evaluation loss", number(evaluated.get("loss"), "{:.4f}"), "held-out rows"),
         ("Reward margin", number(evaluated.get("rewards/margins"), "{:.3f}"), "held-out pairs"),
@@ -99,7 +102,7 @@ def tiles(record: RunRecord) -> str:
     shown = "".join(
         f'<div><dt>{label}</dt><dd>{value}</dd><dd class="quiet">{about or "&nbsp;"}</dd></div>'
         for label, value, about in tiles
-        if value
+        if value and not (rewarded and label.endswith(" loss"))
     )
     said = [*(report.notes or []), *record.notes]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in said)

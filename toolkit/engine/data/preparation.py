@@ -76,10 +76,11 @@ def prepare(
         sides = _sides(recipe, section, kind, masking_of(section, loaded))
     train, held_out = sides["train"], sides.get("eval")
     _show_steps(train.steps, console)
-    for shown in train.accounting.shown(section.max_length):
+    longest = None if kind == "prompt" else section.max_length  # completions come on top
+    for shown in train.accounting.shown(longest):
         console.print(shown)
     train.accounting.check(section.max_dropped_fraction)
-    suggestion = None if kind == "prompt" else train.accounting.suggestion(section.max_length)
+    suggestion = train.accounting.suggestion(longest)
     report = DataReport(
         **train.told(),
         max_length=section.max_length,

@@ -11,6 +11,7 @@ from rich.markup import escape
 from transformers import TrainerCallback
 
 from toolkit.evaluation.intervals import PerRow, Resampled
+from toolkit.recipe.rl_section import TRUNCATED
 from toolkit.records.evaluation_report import Measure, PairedMeasure
 from toolkit.records.record import plain
 
@@ -38,7 +39,7 @@ class RewardWatch(TrainerCallback):
             if spread is None:
                 continue
             self._flat[name] = 0 if spread else self._flat[name] + 1
-            if self._flat[name] == QUIET_LOGS and logs.get(f"rewards/{name}/mean") is not None:
+            if self._flat[name] == QUIET_LOGS and name != TRUNCATED:
                 self._console.print(
                     f"[yellow]the reward {escape(name)} is the same for all completions of each prompt (step "
                     f"{state.global_step}): it teaches nothing while that lasts[/]"

@@ -45,6 +45,7 @@ class Rollouts(OutOfMemoryRecovery):
     told: dict[str, Any]
     _step: int
     _tokens_before_step = 0
+    _evaluates = False  # Unsloth switches a model on a GPU to training where held-out completions are scored
 
     def __init__(self, *args: Any, section: Rl, completions: Completions, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -73,6 +74,7 @@ class Rollouts(OutOfMemoryRecovery):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients and loss of a micro-batch of completions, at once or in pieces; the first of a step makes them."""
+        model.train()  # else the first completions after an evaluation would be held-out ones to TRL
         is_first, is_probe = self._step % self.args.gradient_accumulation_steps == 0, isinstance(inputs, dict)
         num_recomputing, step = recompute.num_recomputing(self.model), self._step
         if is_first and not is_probe:
@@ -121,7 +123,9 @@ class Rollouts(OutOfMemoryRecovery):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if isinstance(generation_batch, dict):
             return generation_batch  # prepared already
-        return super()._prepare_inputs(generation_batch)
+        batch = super()._prepare_inputs(generation_batch)
+        self.model.train(not self._evaluates)
+        return batch
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
@@ -136,9 +140,11 @@ class Rollouts(OutOfMemoryRecovery):
         """As TRL does it; training draws after it as it would have without."""
         generators, num_recomputing = RandomState(), recompute.num_recomputing(self.model)
         self.completions.begin_evaluation()
+        self._evaluates = True
         try:
             found: dict[str, float] = super().evaluate(*args, **kwargs)
         finally:
+            self._evaluates = False
             generators.restore()
             recompute.recompute(self.model, num_recomputing)
         self.completions.end_evaluation(self.state.global_step)
@@ -152,8 +158,8 @@ class Rollouts(OutOfMemoryRecovery):
         Drawn by the sampling seed, the step and the prompts alone: what training draws does not move them.
         """
         generators, begun, at = RandomState(), time.perf_counter(), 0
-        mode = "train" if self.model.training else "eval"
-        torch.manual_seed(_seed_of(self.section.sampling_seed, self._at(mode), prompt_ids))
+        step = 0 if self._evaluates else self.state.global_step + 1
+        torch.manual_seed(_seed_of(self.section.sampling_seed, step, prompt_ids))
         most, made = self.section.generated_at_once, list[Any]()
         with recompute.recomputing(self.model, 0):  # a layer that recomputes keeps no keys and values
             while at < len(prompt_ids):
@@ -174,14 +180,11 @@ class Rollouts(OutOfMemoryRecovery):
             return [ids for found, _ in made for ids in found], made[0][1]
         return [ids for found in made for ids in found]
 
-    def _at(self, mode: str) -> int:
-        return self.state.global_step + 1 if mode == "train" else 0
-
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Any:
         """TRL's rewards, (completions, rewards); what of them a log and a reader want beside that is kept here."""
-        begun, mode = time.perf_counter(), "train" if self.model.training else "eval"
+        begun, mode = time.perf_counter(), "eval" if self._evaluates else "train"
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         columns = {"answers": [row["answers"] for row in inputs], "completion_ids": completion_ids_list}
         found = completions_of({"prompts": prompts, "completions": completions, **columns}, self._ends)

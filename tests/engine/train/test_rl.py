@@ -1,0 +1,245 @@
+"""Learning from rewards on the tiny model: where it starts, what it is given; neither kills nor pieces change it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from tests.conftest import ROOT
+from tests.engine.conftest import FEW_ROWS, Stage, run_stage, tiny, weights
+from toolkit.engine.base import model
+from toolkit.engine.reference import starting_policy
+from toolkit.engine.train import rl, stage
+from toolkit.errors import UserError
+from toolkit.memory.plan import plan_stage
+from toolkit.run.rundir import RunDir
+from toolkit.training.job import Job
+
+FEW = (
+    "dpo=null",  # from SFT
+    "rl.max_rows=16",
+    "rl.eval_datasets=[]",
+    "rl.effective_batch_size=8",
+    "rl.num_generations=4",
+    "rl.max_completion_length=8",
+    "rl.max_length=136",
+    "rl.max_steps=4",
+    "rl.save_steps=2",
+    "rl.beta=0.1",
+    "rl.rewards=[{name: opens, matches: '^[A-H]'}, {name: people, matches: '[A-Z][a-z]+ [A-Z]', weight: 0.5}]",
+    "rl.truncated_reward=null",
+    "memory.per_device_train_batch_size=4",
+)
+
+
+@pytest.fixture(scope="module")
+def done(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    """A few steps from the SFT adapter that nothing disturbed."""
+    return run_stage(tiny(*FEW), "rl", beside_sft(sft, tmp_path_factory.mktemp("rl")))
+
+
+def beside_sft(sft: Stage, runs: Path) -> Path:
+    (runs / "tiny").mkdir()
+    (runs / "tiny" / "sft").symlink_to(sft.run.path)
+    return runs
+
+
+def built(sft: Stage, runs: Path, *overrides: str) -> Any:
+    """The trainer, as it would begin."""
+
+    class Built(Exception):
+        pass
+
+    def take(*args: Any) -> None:
+        raise Built(rl.build(*args))
+
+    recipe = tiny(*FEW, *overrides)
+    run = RunDir(beside_sft(sft, runs), "tiny", "rl")
+    with pytest.raises(Built) as found:
+        stage.run(Job(recipe, plan_stage(recipe, "rl", None, 16), run, Console(quiet=True)), take)  # type: ignore[arg-type]
+    return found.value.args[0]
+
+
+def test_its_kl_is_taken_to_where_it_started_and_is_0_at_first(done: Stage) -> None:
+    learnt = done.report["reward_learning"]
+    assert learnt["kl_at_first"] == 0.0 and learnt["reference_weights"] > 0
+    logs = [json.loads(line) for line in done.run.metrics.read_text().splitlines()]
+    assert [line["kl"] != 0 for line in logs if "loss" in line] == [False, True, True, True]
+    assert "equal bit for bit" in done.shown and "Proved before training" in done.run.page.read_text()
+    saved = done.run.checkpoints / "checkpoint-4"
+    assert not [path for path in saved.rglob("*") if "ref" in path.name], (
+        "a resumed Trainer would load that alone"
+    )
+    assert done.report["loss_first"] is not None and weights(done) != weights(done.run.of("sft").path)
+
+
+def test_its_report_shows_each_reward_and_completions(done: Stage) -> None:
+    found = done.report["reward_learning"]["rewards"]
+    assert found.keys() == {"opens", "people"} and found["opens"]["spread"] > 0
+    lines = [json.loads(line) for line in (done.run.path / "completions.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["which"]) for line in lines[:3]] == [(1, "best"), (1, "median"), (1, "worst")]
+    best, _, worst = lines[:3]
+    assert best["reward"] >= worst["reward"]
+    assert best["reward"] == pytest.approx(best["rewards"]["opens"] + 0.5 * best["rewards"]["people"])
+    page = done.run.page.read_text()
+    assert "Reward: people" in page and ">Completions<" in page
+
+
+def test_a_reference_that_a_library_deletes_is_put_back(
+    sft: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsloth's path for GPUs deletes it from GRPO once the trainer is made."""
+
+    class Deleting(rl.RewardedGRPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.model.delete_adapter("ref")
+
+    recipe = tiny(*FEW, "rl.algorithm=grpo", "rl.max_steps=1")
+    monkeypatch.setitem(rl.TRAINERS, "grpo", (Deleting, rl.TRAINERS["grpo"][1]))
+    mended = run_stage(recipe, "rl", beside_sft(sft, tmp_path))
+    assert mended.report["reward_learning"]["kl_at_first"] == 0.0
+    monkeypatch.setattr(starting_policy, "establish", lambda *args: 1)
+    with pytest.raises(UserError, match=r"the first step shows a KL of 0\.\d+ .*\(expected: 0\)"):
+        run_stage(recipe, "rl", tmp_path, name="unproved")
+
+
+def test_completions_are_drawn_by_a_seed_of_their_own(sft: Stage, tmp_path: Path) -> None:
+    drawn = {}
+    for name, seed in (("first", 1), ("other", 2)):
+        (tmp_path / name).mkdir()
+        trainer = built(sft, tmp_path / name, f"rl.sampling_seed={seed}")
+        prompts = [row["prompt_ids"] for row in trainer.train_dataset.select(range(4))]
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        drawn[name] = trainer._generate_single_turn(prompts, None, {})
+        assert torch.equal(torch.get_rng_state(), before), "training would draw otherwise"
+        torch.rand(7)
+        assert trainer._generate_single_turn(prompts, None, {}) == drawn[name]
+        trainer.state.global_step = 1
+        assert trainer._generate_single_turn(prompts, None, {}) != drawn[name]
+    assert drawn["first"] != drawn["other"]
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_in_pieces_it_is_the_same_gradient(algorithm: str, sft: Stage, tmp_path: Path) -> None:
+    trainer = built(sft, tmp_path, f"rl.algorithm={algorithm}")
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    rows = trainer.data_collator([trainer.train_dataset[index] for index in (0, 0, 0, 0, 1, 1, 1, 1)])
+    batch = trainer._prepare_inputs(rows)
+    gradients = []
+    for pieces in (1, 2):
+        trainer.model.zero_grad()
+        trainer.recovery.split["train"] = pieces
+        trainer.training_step(trainer.model, batch)
+        trained = model.trainable(trainer.model)
+        gradients.append(torch.cat([p.grad.flatten() for p in trained if p.grad is not None]))
+    assert gradients[0].norm() > 0
+    assert ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item() < 0.01
+
+
+def test_prompts_reach_the_model_as_they_were_prepared(sft: Stage, tmp_path: Path) -> None:
+    trainer = built(sft, tmp_path)
+    rows = [trainer.train_dataset[index] for index in range(16)]
+    found = trainer._tokenize_prompts([row["prompt"] for row in trainer.data_collator(rows)])
+    assert list(found[0]) == [row["prompt_ids"] for row in rows]
+
+
+def test_evaluating_changes_nothing_of_what_is_trained(done: Stage, sft: Stage, tmp_path: Path) -> None:
+    recipe = tiny(
+        *FEW, "rl.eval_datasets=[{path: tiny/questions.jsonl, rows: 8}]", "rl.per_device_eval_batch_size=8"
+    )
+    watched = run_stage(recipe, "rl", beside_sft(sft, tmp_path))
+    assert weights(watched) == weights(done)
+    right = watched.report["reward_learning"]["held_out_correct"]
+    assert right["steps"] == [0, 4] and right["before"]["num_rows"] == 8
+    assert watched.report["eval"]["correct"] == right["after"]["value"]
+    assert (
+        "held-out completions" in watched.run.page.read_text().lower()
+        or "held-out prompts" in watched.run.page.read_text()
+    )
+
+
+def test_a_function_of_the_users_own_is_called_as_trl_calls_one(sft: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def score(prompts, completions, completion_ids, answer, **others):\n"
+        "    assert answer[0] and prompts[0][-1]['role'] == 'user' and 'trainer_state' not in others\n"
+        "    return [len(ids) + len(one[0]['content']) for one, ids in zip(completions, completion_ids)]\n\n\n"
+        "def broken(completions, **others):\n    return 1 / 0\n"
+    )
+    mine = (f"rl.rewards=[{{function: '{file}:score'}}]", "rl.max_steps=1")
+    runs = beside_sft(sft, tmp_path)
+    ran = run_stage(tiny(*FEW, *mine), "rl", runs)
+    assert ran.report["reward_learning"]["rewards"]["function"]["spread"] > 0
+    assert "rewards.function.file" in ran.run.conditions()
+    with pytest.raises(UserError, match=r"broken failed in line 7: ZeroDivisionError"):
+        run_stage(tiny(*FEW, f"rl.rewards=[{{function: '{file}:broken'}}]"), "rl", runs, name="broken")
+
+
+def test_a_completion_that_was_cut_is_worth_what_the_recipe_says(sft: Stage, tmp_path: Path) -> None:
+    trainer = built(sft, tmp_path, "rl.rewards=[{contains: true}]", "rl.truncated_reward=-2.5")
+    [end, *_] = trainer._ends
+    given = {"answers": ["flute"]}, [{"role": "user", "content": "?"}]
+    inputs, prompts = [given[0]] * 4, [given[1]] * 4
+    said = [[{"role": "assistant", "content": text}] for text in ("A flute.", "A flute", "A drum.", "A drum")]
+    ids = [[7, end], [7, 7], [7, end], [7, 7]]
+    rewards = trainer._calculate_rewards(inputs, prompts, said, ids)
+    assert (rewards * trainer.reward_weights).nansum(dim=1).tolist() == [1.0, -2.5, 0.0, -2.5]
+
+
+def test_what_cannot_be_learnt_from_is_refused(sft: Stage, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in range(1, 4)))
+    recipe = tiny(
+        *FEW, "rl.rewards=[{contains: true}]", f"rl.datasets.0.path={rows}", "rl.effective_batch_size=16"
+    )
+    with pytest.raises(UserError) as refused:
+        run_stage(recipe, "rl", beside_sft(sft, tmp_path))
+    said = " ".join(refused.value.problems)
+    assert "a step takes 4 prompts" in said and "3 of 3 rows have no answer" in said
+
+
+PLACES = {  # of the kill, and how often it is passed before: in the third step
+    "generation": ("peft:PeftModelForCausalLM.generate", 3),
+    "scoring": ("toolkit.engine.train.rewards:RewardFunction.__call__", 5),
+    "step": ("accelerate:Accelerator.backward", 7),  # the probe's is the first
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("algorithm", "beta", "places"), [("rloo", 0.1, ["generation", "step"]), ("grpo", 0.1, ["scoring"])]
+)
+def test_killed_it_ends_with_the_same_bits(
+    algorithm: str, beta: float, places: list[str], done: Stage, sft: Stage, tmp_path: Path
+) -> None:
+    values = (*FEW, f"rl.algorithm={algorithm}", f"rl.beta={beta}")
+    whole, runs = done, beside_sft(sft, tmp_path)
+    if algorithm != "rloo":
+        (tmp_path / "whole").mkdir()
+        whole = run_stage(tiny(*values), "rl", beside_sft(sft, tmp_path / "whole"))
+    for name in places:
+        place, calls = PLACES[name]
+        words = [word for value in (*FEW_ROWS, *values) for word in ("--set", value)]
+        driver = [sys.executable, "-m", "tests.engine.killed", place, str(calls), "SIGKILL", "rl"]
+        killed = subprocess.run(
+            [*driver, "--recipe", "tiny", "--runs", str(runs), *words],
+            cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        )  # fmt: skip
+        assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    again = run_stage(tiny(*values), "rl", runs)
+    assert "continuing at step 2 of 4" in again.shown
+    assert weights(again) == weights(whole)
+    assert again.report["train_tokens"] == whole.report["train_tokens"]
+    assert (again.run.path / "completions.jsonl").read_text() == (
+        whole.run.path / "completions.jsonl"
+    ).read_text()
