@@ -80,7 +80,9 @@ def _facts(recipe: Recipe, plan: Plan, about: Sequence[tuple[str, str]]) -> Tabl
 
 
 def _of_rl(section: Rl) -> Sequence[tuple[str, str]]:
-    made_of = f"{section.rows_per_step} prompts x {section.num_generations}, {section.generated_at_once} at once"
+    made_of = (
+        f"{section.rows_per_step} prompts x {section.num_generations}, {section.generated_at_once} at once"
+    )
     rewards = (
         f"{'' if reward.weight == 1 else f'{reward.weight:g} x '}{reward.called}"
         + (f" ({reward.function or reward.model})" if reward.function or reward.model else "")

@@ -15,6 +15,7 @@ from toolkit.records.record import read_lines
 from toolkit.redaction import blanked
 from toolkit.rewards.rules import Completion
 from toolkit.run.journal import Journal
+from toolkit.run.runlog import OURS
 
 SHOWN = ("best", "median", "worst")
 
@@ -69,6 +70,7 @@ class Completions(TrainerCallback):
                 "rewards": dict(zip(names, rewards[at], strict=True)),
             }
             self._journal.write(finite(blanked(line)))
+            OURS.info("step %d, %s completion, reward %.3g: %s", step, what, totals[at], blanked(one.text))
 
     def begin_evaluation(self) -> None:
         self._heard = []

@@ -319,7 +319,8 @@ def places(prepared: Any, rows: list[dict[str, Any]]) -> list[int | None]:
     """Where each row stands among the prepared ones, None where it does not; looked up only when a run ends."""
     wanted = [ids_of(row) for row in rows]
     found: list[int | None] = [None] * len(rows)
-    for index, row in enumerate(prepared.select_columns([name for name in ID_COLUMNS if name in rows[0]])):
+    columns = [name for name in ID_COLUMNS if name in rows[0] and name in prepared.column_names]
+    for index, row in enumerate(prepared.select_columns(columns)):
         for number, ids in enumerate(wanted):
             if found[number] is None and ids == ids_of(row):
                 found[number] = index

@@ -28,9 +28,9 @@ class RewardWatch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         told = self._trainer.told
         if left_out := told["prompts_left_out_of_an_epoch"]:
+            others = ", others each time" * self._trainer.shuffle_dataset
             self._console.print(
-                f"[dim]{left_out} of {told['prompts']:,} prompts are left out of each epoch, others each time: they do "
-                "not fill a step[/]"
+                f"[dim]{left_out} of {told['prompts']:,} prompts fill no step and are left out of each epoch{others}[/]"
             )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

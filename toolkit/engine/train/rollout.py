@@ -125,6 +125,11 @@ class Rollouts(OutOfMemoryRecovery):
             return generation_batch  # prepared already
         batch = super()._prepare_inputs(generation_batch)
         self.model.train(not self._evaluates)
+        for log in self._metrics.values():  # a reward that said nothing of any completion
+            for name in [
+                name for name in log if name.startswith("rewards/") and all(map(math.isnan, log[name]))
+            ]:
+                del log[name]
         return batch
 
     def prediction_step(
