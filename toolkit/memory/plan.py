@@ -6,6 +6,7 @@ answers in milliseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -161,6 +162,12 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
     tokens = section.effective_batch_size * stages.of(stage).sequences_per_row * section.max_length
     micro_batches, has_head = settings.num_micro_batches(tokens), stages.of(stage).answers
     seconds = _seconds(recipe, stage, card, settings, tokens, micro_batches) if card else None
+    if card and seconds is not None and isinstance(section, Rl):
+        in_a_row = (
+            math.ceil(section.effective_batch_size / section.generated_at_once)
+            * section.max_completion_length
+        )
+        seconds += terms.generation_seconds(architecture, card, recipe.model.load_in_4bit, in_a_row) or 0.0
     return Plan(
         stage=stage,
         card=card.name if card else f"CPU with {ram_gib:.1f} GiB of RAM",

@@ -221,6 +221,16 @@ def step_seconds(
     return seconds
 
 
+def generation_seconds(
+    architecture: Architecture, card: Card, load_in_4bit: bool, tokens: int
+) -> float | None:
+    """Floor of so many tokens after one another: layers and head read once for each. None where the rate is unknown."""
+    if card.bandwidth_gb_s is None:
+        return None
+    head = BF16 * architecture.vocab_size * architecture.hidden_size
+    return tokens * (layer_weight_bytes(architecture, load_in_4bit) + head) / (card.bandwidth_gb_s * 1e9)
+
+
 def generation_bytes(architecture: Architecture) -> int:
     """Bytes that a token of a prompt or an answer holds while answers are given.
 
