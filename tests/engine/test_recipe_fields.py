@@ -59,7 +59,10 @@ SETS = {
     "sft": numbered(instruction="question {}", output="answer {}"),
     "dpo": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
     "reward": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
-    "rl": numbered(prompt="question {}", answer="{}"),
+    "rl": [
+        *numbered(prompt="question {}", answer="{}"),
+        numbered(prompt="{}", answer="{}")[0] | {"prompt": ""},
+    ],
 }
 KINDS: dict[str, RowKind] = {"sft": "chat", "dpo": "pair", "reward": "pair", "rl": "prompt"}
 
@@ -102,8 +105,8 @@ GIVEN = {
     "rewards[].model": ["rl.rewards=[{{model: custom}}]"],
     "rewards[].revision": ["rl.rewards=[{{model: owner/name}}]"],
     "rewards[].load_in_4bit": ["rl.rewards=[{{model: owner/name}}]"],
-    "rewards[].ends": ["rl.truncated_reward=null", "rl.rewards=[{{contains: true}}]"],
-    "rewards[].length": ["rl.rewards=[{{length: 8}}]"],
+    "rewards[].ends": ["rl.truncated_reward=null", "rl.rewards=[{{ends: true}}]"],
+    "rewards[].length": ["rl.truncated_reward=null", "rl.rewards=[{{length: 8}}]"],
     "rewards[].matches": ["rl.rewards=[{{matches: '{{answer}}'}}]"],
     "rewards[].json": ["rl.rewards=[{{json: []}}]"],
     "max_completion_length": ["rl.rewards=[{{contains: true}}]"],

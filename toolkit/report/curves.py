@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from toolkit.recipe import stages
+from toolkit.recipe.rl_section import TRUNCATED
 from toolkit.recipe.stages import FIRST_STEP_APART
 
 NUM_POINTS = 2000  # of one curve: about two for each pixel of a wide screen
@@ -231,7 +232,8 @@ def charts(stage: str, series: dict[str, Series]) -> list[Chart]:
 
 def _single_rewards(series: dict[str, Series]) -> list[Chart]:
     """A figure for each reward that completions are given: its mean, and its spread among those to one prompt."""
-    names = [name[len("rewards/") : -len("/spread")] for name in series if name.endswith("/spread")]
+    spreads = (name[len("rewards/") : -len("/spread")] for name in series if name.endswith("/spread"))
+    names = [name for name in spreads if name != TRUNCATED]  # of which the share that ended says more
     return [
         Chart(
             f"Reward: {name}",

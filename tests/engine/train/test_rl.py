@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.engine.conftest import FEW_ROWS, Stage, run_stage, tiny, weights
@@ -18,7 +19,7 @@ from toolkit.engine.reference import starting_policy
 from toolkit.engine.train import rl, stage
 from toolkit.errors import UserError
 from toolkit.memory.plan import plan_stage
-from toolkit.run.rundir import RunDir
+from toolkit.run.rundir import WEIGHTS, RunDir
 from toolkit.training.job import Job
 
 FEW = (
@@ -101,13 +102,19 @@ def test_a_reference_that_a_library_deletes_is_put_back(
             super().__init__(*args, **kwargs)
             self.model.delete_adapter("ref")
 
-    recipe = tiny(*FEW, "rl.algorithm=grpo", "rl.max_steps=1")
     monkeypatch.setitem(rl.TRAINERS, "grpo", (Deleting, rl.TRAINERS["grpo"][1]))
-    mended = run_stage(recipe, "rl", beside_sft(sft, tmp_path))
-    assert mended.report["reward_learning"]["kl_at_first"] == 0.0
+    trainer = built(sft, tmp_path, "rl.algorithm=grpo")
+    weights_of = dict(trainer.model.named_parameters())
+    copies = [name for name in weights_of if ".ref." in name]
+    assert len(copies) == trainer.told["reference_weights"] and trainer.model.active_adapter == "default"
+    assert all(
+        torch.equal(weights_of[name], weights_of[name.replace(".ref.", ".default.")])
+        and not weights_of[name].requires_grad
+        for name in copies
+    )
     monkeypatch.setattr(starting_policy, "establish", lambda *args: 1)
     with pytest.raises(UserError, match=r"the first step shows a KL of 0\.\d+ .*\(expected: 0\)"):
-        run_stage(recipe, "rl", tmp_path, name="unproved")
+        run_stage(tiny(*FEW, "rl.algorithm=grpo", "rl.max_steps=1"), "rl", tmp_path, name="unproved")
 
 
 def test_completions_are_drawn_by_a_seed_of_their_own(sft: Stage, tmp_path: Path) -> None:
@@ -153,35 +160,40 @@ def test_prompts_reach_the_model_as_they_were_prepared(sft: Stage, tmp_path: Pat
 
 
 def test_evaluating_changes_nothing_of_what_is_trained(done: Stage, sft: Stage, tmp_path: Path) -> None:
-    recipe = tiny(
-        *FEW, "rl.eval_datasets=[{path: tiny/questions.jsonl, rows: 8}]", "rl.per_device_eval_batch_size=8"
+    eval_rows = "rl.eval_datasets=[{path: tiny/questions.jsonl, rows: 8}]", "rl.per_device_eval_batch_size=8"
+    watched = run_stage(tiny(*FEW, *eval_rows, "rl.max_steps=2"), "rl", beside_sft(sft, tmp_path))
+    here, there = (
+        load_file(run / WEIGHTS) for run in (watched.run.adapter, done.run.checkpoints / "checkpoint-2")
     )
-    watched = run_stage(recipe, "rl", beside_sft(sft, tmp_path))
-    assert weights(watched) == weights(done)
+    assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
     right = watched.report["reward_learning"]["held_out_correct"]
-    assert right["steps"] == [0, 4] and right["before"]["num_rows"] == 8
+    assert right["steps"] == [0, 2] and right["before"]["num_rows"] == 8
     assert watched.report["eval"]["correct"] == right["after"]["value"]
-    assert (
-        "held-out completions" in watched.run.page.read_text().lower()
-        or "held-out prompts" in watched.run.page.read_text()
-    )
+    assert "8 held-out prompts" in watched.run.page.read_text()
 
 
 def test_a_function_of_the_users_own_is_called_as_trl_calls_one(sft: Stage, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "def score(prompts, completions, completion_ids, answer, **others):\n"
-        "    assert answer[0] and prompts[0][-1]['role'] == 'user' and 'trainer_state' not in others\n"
-        "    return [len(ids) + len(one[0]['content']) for one, ids in zip(completions, completion_ids)]\n\n\n"
+        "def score(prompts, completions, completion_ids, answer, answers, **others):\n"
+        "    assert prompts[0][-1]['role'] == 'user' and not others\n"
+        "    rows = zip(completions, completion_ids, answer, answers)\n"
+        "    return [len(ids) + (one[0]['content'] == right == rights[0]) for one, ids, right, rights in rows]\n\n\n"
         "def broken(completions, **others):\n    return 1 / 0\n"
     )
-    mine = (f"rl.rewards=[{{function: '{file}:score'}}]", "rl.max_steps=1")
-    runs = beside_sft(sft, tmp_path)
-    ran = run_stage(tiny(*FEW, *mine), "rl", runs)
-    assert ran.report["reward_learning"]["rewards"]["function"]["spread"] > 0
-    assert "rewards.function.file" in ran.run.conditions()
-    with pytest.raises(UserError, match=r"broken failed in line 7: ZeroDivisionError"):
-        run_stage(tiny(*FEW, f"rl.rewards=[{{function: '{file}:broken'}}]"), "rl", runs, name="broken")
+    rewards = f"rl.rewards=[{{function: '{file}:score'}}, {{name: broken, function: '{file}:broken'}}]"
+    trainer = built(sft, tmp_path, rewards)
+    score, broken = trainer.reward_funcs
+    given = {
+        "prompts": [[{"role": "user", "content": "?"}]] * 2,
+        "completions": [[{"role": "assistant", "content": text}] for text in ("flute", "drum")],
+        "completion_ids": [[7, 7], [7, 7, 7]],
+        "answers": [["flute", "pipe"], ["flute", "pipe"]],
+    }
+    assert score(**given, trainer_state=None, log_metric=print) == [3.0, 3.0]
+    assert "rewards.function.file" in RunDir(tmp_path, "tiny", "rl").conditions()
+    with pytest.raises(UserError, match=r"broken failed in line 8: ZeroDivisionError"):
+        broken(**given)
 
 
 def test_a_completion_that_was_cut_is_worth_what_the_recipe_says(sft: Stage, tmp_path: Path) -> None:
