@@ -77,6 +77,7 @@ def test_its_kl_is_taken_to_where_it_started_and_is_0_at_first(done: Stage) -> N
     assert not [path for path in saved.rglob("*") if "ref" in path.name], (
         "a resumed Trainer would load that alone"
     )
+    assert load_file(saved / WEIGHTS).keys() == load_file(done.run.adapter / WEIGHTS).keys()
     assert done.report["loss_first"] is not None and weights(done) != weights(done.run.of("sft").path)
 
 

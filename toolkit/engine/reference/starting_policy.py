@@ -46,11 +46,16 @@ def establish(model: Any, source: str) -> int:
 
 
 @contextlib.contextmanager
-def left_out(model: Any) -> Iterator[None]:
-    """What is saved in the block has no copy: one beside it would be all that a resumed Trainer loads."""
+def left_out(model: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """What is saved in the block has no copy: a resumed Trainer would load a folder of it, and the policy not at all.
+
+    Gives the parameters without it, because PEFT saves whatever belongs to no adapter that it knows.
+    """
     kept = model.peft_config.pop(REF_ADAPTER, None)
     try:
-        yield
+        yield {
+            name: value for name, value in model.named_parameters() if f".{REF_ADAPTER}." not in f"{name}."
+        }
     finally:
         if kept is not None:
             model.peft_config[REF_ADAPTER] = kept

@@ -256,8 +256,8 @@ class Rollouts(OutOfMemoryRecovery):
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
-        with starting_policy.left_out(self.model):
-            super()._save(output_dir, state_dict)
+        with starting_policy.left_out(self.model) as policy:
+            super()._save(output_dir, policy if state_dict is None else state_dict)
 
 
 def _spreads(rewards: torch.Tensor, num_generations: int) -> list[float]:
