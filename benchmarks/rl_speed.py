@@ -3,7 +3,8 @@
     python benchmarks/rl_speed.py --runs runs --rounds 3
 
 Needs runs/tiny/sft. Alternates: a round of ours, a round of the stock one; both warm, without loading. Prints one
-JSON line a round, then the medians and the shares of generation, scoring and step of ours.
+JSON line a round, then the medians and the shares of generation, scoring and step of ours. Without a GPU the rates are
+of the process's own CPU seconds: other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from toolkit.recipe.load import load
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
 
-STEPS, WARM = 4, 1
-VALUES = ("dpo=null", "rl.eval_datasets=[]", "rl.max_steps=5", "rl.algorithm=grpo", "rl.beta=0.0")
+WARM = 1
+VALUES = ("dpo=null", "rl.eval_datasets=[]", "rl.max_steps=4", "rl.algorithm=grpo", "rl.beta=0.0")
 
 
 class Built(Exception):
@@ -48,15 +49,11 @@ def main() -> None:
             found = run(recipe, Path(arguments.runs))
             rounds[name].append(found)
             print(json.dumps({"round": len(rounds[name]), "of": name, **found}), flush=True)
-    medians = {
-        name: statistics.median(one["completions_per_second"] for one in found)
-        for name, found in rounds.items()
-    }
+    rate = "completions_per_cpu_second" if hardware.here().gpu is None else "completions_per_second"
+    medians = {name: statistics.median(one[rate] for one in found) for name, found in rounds.items()}
     keys = ("generation", "scoring", "step")
     shares = {key: statistics.median(one[key] for one in rounds["ours"]) for key in keys}
-    print(
-        json.dumps({"completions_per_second": medians, "ratio": medians["ours"] / medians["stock"], **shares})
-    )
+    print(json.dumps({rate: medians, "ratio": medians["ours"] / medians["stock"], **shares}))
 
 
 def ours(recipe: Any, runs: Path) -> dict[str, float]:
@@ -127,20 +124,24 @@ def _timed(trainer: Any) -> dict[str, float]:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        begun = ended = 0.0
+        begun = ended = (0.0, 0.0)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            Clock.ended = (time.perf_counter(), time.process_time())
             if state.global_step == WARM:
-                Clock.begun = time.perf_counter()
-            Clock.ended = time.perf_counter()
+                Clock.begun = Clock.ended
             control.should_save = False
 
     trainer.add_callback(Clock())
     trainer.args.save_strategy = "no"
     trainer.train()
-    seconds = Clock.ended - Clock.begun
-    completions = STEPS * trainer.args.generation_batch_size
-    return {"completions_per_second": completions / seconds, "seconds_of_run": seconds}
+    seconds, of_cpu = (ended - begun for ended, begun in zip(Clock.ended, Clock.begun, strict=True))
+    num = (trainer.state.global_step - WARM) * trainer.args.generation_batch_size
+    return {
+        "completions_per_second": num / seconds,
+        "completions_per_cpu_second": num / of_cpu,
+        "seconds_of_run": seconds,
+    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 from toolkit.recipe import load
 
-IMPORTED = ["tests.conftest", *(f"toolkit.engine.train.{stage}" for stage in ("sft", "dpo"))]
+IMPORTED = ["tests.conftest", *(f"toolkit.engine.train.{stage}" for stage in ("sft", "dpo", "rl"))]
 
 
 class Script:

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from tests.engine.conftest import FEW_ROWS, Stage, run_stage, tiny, weights
+from tests.engine.scripts import Script
 from toolkit.engine.base import model
 from toolkit.engine.reference import starting_policy
 from toolkit.engine.train import rl, stage
@@ -228,24 +226,20 @@ PLACES = {  # of each kill, and at which call: in the third step
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(("algorithm", "beta"), [("rloo", 0.1), ("grpo", 0.0)])
 def test_killed_in_generation_in_scoring_and_in_a_step_it_ends_with_the_same_bits(
-    sft: Stage, tmp_path: Path
+    algorithm: str, beta: float, done: Stage, sft: Stage, tmp_path: Path
 ) -> None:
-    values = (*FEW, "rl.algorithm=grpo")
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        beside_sft(sft, tmp_path / name)
-    whole, runs = run_stage(tiny(*values), "rl", tmp_path / "whole"), tmp_path / "killed"
+    values = (*FEW, f"rl.algorithm={algorithm}", f"rl.beta={beta}")
+    runs, whole = beside_sft(sft, tmp_path), done
+    if algorithm != "rloo":
+        (tmp_path / "whole").mkdir()
+        whole = run_stage(tiny(*values), "rl", beside_sft(sft, tmp_path / "whole"))
     words = [word for value in (*FEW_ROWS, *values) for word in ("--set", value)]
     for place, calls in PLACES.values():
-        driver = [sys.executable, "-m", "tests.engine.killed", place, str(calls), "SIGKILL", "rl"]
-        killed = subprocess.run(
-            [*driver, "--recipe", "tiny", "--runs", str(runs), *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+        driver = ["tests.engine.killed", place, str(calls), "SIGKILL", "rl"]
+        script = Script([*driver, "--recipe", "tiny", "--runs", str(runs), *words], tmp_path / "said")
+        assert script.wait() == -signal.SIGKILL, script.said()
     again = run_stage(tiny(*values), "rl", runs)
     assert "continuing at step 2 of 4" in again.shown
     assert weights(again) == weights(whole)
