@@ -15,6 +15,7 @@ from toolkit import hardware
 from toolkit.hardware import GIB
 from toolkit.memory import terms
 from toolkit.recipe import stages
+from toolkit.recipe.rl_section import Reward
 from toolkit.recipe.schema import Dpo, Recipe, Rl, Sft
 
 Items = dict[str, float]  # bytes
@@ -70,7 +71,7 @@ class Phases:
         self.adapter = terms.FP32 * sum(tensors)
         self.rl = section if isinstance(section, Rl) else None
         self.judges = [
-            (reward.architecture or self.architecture, reward.load_in_4bit)
+            (reward.architecture or self.architecture, self._is_4bit(reward, four_bit))
             for reward in (self.rl.rewards if self.rl else ())
             if reward.model
         ]
@@ -102,6 +103,11 @@ class Phases:
         self.eval_rows = section.per_device_eval_batch_size if evaluates else 0
         self.reference_rows = section.precompute_ref_batch_size if isinstance(section, Dpo) else 0
         self.shares_prompts = isinstance(section, Dpo) and section.share_prompts
+
+    @staticmethod
+    def _is_4bit(reward: Reward, as_recipe: bool) -> bool:
+        """Of a reward model; one of the recipe's own runs is loaded as it was trained."""
+        return as_recipe if stages.is_variant(reward.model or "") else reward.load_in_4bit
 
     def peak(self, settings: Settings, max_length: int) -> float:
         """Bytes at the worst moment."""

@@ -49,7 +49,11 @@ class Reward(Section):
         str | None, shapes_weights("commit, tag or branch of `model` on the Hub", "the repository's main")
     ] = None
     load_in_4bit: Annotated[
-        bool, shapes_weights("load `model` in 4-bit NF4", "the only way to hold two models of 8B in 24 GB")
+        bool,
+        shapes_weights(
+            "load `model` in 4-bit NF4; one of our runs is loaded as it was trained",
+            "the only way to hold two models of 8B in 24 GB",
+        ),
     ] = True
     architecture: Annotated[
         Architecture | None,

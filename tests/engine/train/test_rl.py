@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.engine.conftest import FEW_ROWS, Stage, run_stage, tiny, weights
 from tests.engine.scripts import Script
 from toolkit.engine.base import model
+from toolkit.engine.inference import reward_model
 from toolkit.engine.reference import starting_policy
 from toolkit.engine.train import rl, stage
 from toolkit.errors import UserError
@@ -44,8 +45,9 @@ def done(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 
 def beside_sft(sft: Stage, runs: Path) -> Path:
-    (runs / "tiny").mkdir()
-    (runs / "tiny" / "sft").symlink_to(sft.run.path)
+    if not (runs / "tiny").exists():
+        (runs / "tiny").mkdir()
+        (runs / "tiny" / "sft").symlink_to(sft.run.path)
     return runs
 
 
@@ -216,6 +218,28 @@ def test_what_cannot_be_learnt_from_is_refused(sft: Stage, tmp_path: Path) -> No
         run_stage(recipe, "rl", beside_sft(sft, tmp_path))
     said = " ".join(refused.value.problems)
     assert "a step takes 4 prompts" in said and "3 of 3 rows have no answer" in said
+
+
+@pytest.mark.long
+def test_a_reward_model_scores_what_was_written_as_it_scores_it_alone(sft: Stage, tmp_path: Path) -> None:
+    runs = beside_sft(sft, tmp_path)
+    judge = run_stage(tiny("reward.max_steps=1", "reward.eval_datasets=[]"), "reward", runs)
+    trainer = built(sft, runs, "rl.rewards=[{model: reward}]")
+    [score] = trainer.reward_funcs
+    asked = [{"role": "user", "content": "What is Brackenholm known for?"}]
+    said = [
+        [{"role": "assistant", "content": text}]
+        for text in ("Its rope.", "I do not know.", "Rope, rope, rope.")
+    ]
+    given = {"prompts": [asked] * 3, "completions": said, "completion_ids": [[1]] * 3, "answers": [[]] * 3}
+    alone = reward_model.load(str(judge.run.path)).score([asked + reply for reply in said])
+    assert score(**given) == pytest.approx(alone.tolist(), abs=0.02)
+    assert "rewards.model.files" in RunDir(runs, "tiny", "rl").conditions()
+    with pytest.raises(
+        UserError, match="not of the size that the plan counts: vocab_size 1792, planned 1800"
+    ):
+        wrong = tiny("rl.rewards=[{model: reward}]").model.architecture.model_dump() | {"vocab_size": 1800}
+        built(sft, runs, f"rl.rewards=[{{model: reward, architecture: {json.dumps(wrong)}}}]")
 
 
 PLACES = {  # of each kill, and at which call: in the third step

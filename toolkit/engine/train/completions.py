@@ -35,9 +35,7 @@ class Completions(TrainerCallback):
         """Forgets what a resumed run does again, and a line that a kill left half-written."""
         for file in (self._file, self._held_out):
             if file.is_file():
-                kept = (
-                    json.dumps(line, ensure_ascii=False) + "\n" for line in _up_to(file, state.global_step)
-                )
+                kept = (json.dumps(line) + "\n" for line in _up_to(file, state.global_step))
                 write_text(file, "".join(kept))
 
     def take(

@@ -126,7 +126,8 @@ def _of_model(
 ) -> Callable[[list[Completion], dict[str, Any]], Scores]:
     path = reward_sources.model_path(job.recipe, job.run, reward)
     with bar(job.console, f"loading the reward model {path}", None):
-        loaded = reward_model.load(path, reward.revision, reward.load_in_4bit)
+        in_4bit = None if _adapter(path) else reward.load_in_4bit  # one of ours as it was trained
+        loaded = reward_model.load(path, reward.revision, in_4bit)
     _check_architecture(job, reward, loaded)
     job.run.hold_to({f"rewards.{reward.called}.files": _identity(path, reward)})
     job.console.print(f"[dim]reward model {escape(path)}: scores text by its own tokenizer and template[/]")
@@ -144,11 +145,15 @@ def _of_model(
 
 def _identity(path: str, reward: Reward) -> str:
     """One short name for what the scores are made by."""
-    adapters = (Path(path) / "adapter" / WEIGHTS, Path(path) / WEIGHTS)
-    adapter = next((file for file in adapters if file.is_file()), None)
-    if adapter is not None:
+    if adapter := _adapter(path):
         return digest(adapter)
     return fingerprint.combined(fingerprint.base_model(path, reward.revision)["files"])
+
+
+def _adapter(path: str) -> Path | None:
+    """The weights of an adapter that is there, or in a run's folder."""
+    files = (Path(path) / "adapter" / WEIGHTS, Path(path) / WEIGHTS)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _check_architecture(job: Job, reward: Reward, loaded: reward_model.RewardModel) -> None:
