@@ -235,11 +235,12 @@ def test_a_reward_model_scores_what_was_written_as_it_scores_it_alone(sft: Stage
     alone = reward_model.load(str(judge.run.path)).score([asked + reply for reply in said])
     assert score(**given) == pytest.approx(alone.tolist(), abs=0.02)
     assert "rewards.model.files" in RunDir(runs, "tiny", "rl").conditions()
+    wrong = json.dumps(tiny().model.architecture.model_dump() | {"vocab_size": 1800})
+    (tmp_path / "other").mkdir()
     with pytest.raises(
         UserError, match="not of the size that the plan counts: vocab_size 1792, planned 1800"
     ):
-        wrong = tiny("rl.rewards=[{model: reward}]").model.architecture.model_dump() | {"vocab_size": 1800}
-        built(sft, runs, f"rl.rewards=[{{model: reward, architecture: {json.dumps(wrong)}}}]")
+        built(sft, tmp_path / "other", f"rl.rewards=[{{model: '{judge.run.path}', architecture: {wrong}}}]")
 
 
 PLACES = {  # of each kill, and at which call: in the third step
