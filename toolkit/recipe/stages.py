@@ -127,7 +127,7 @@ RL = Stage(
     sequences_per_row=1,
     continues=("dpo", "sft"),
     has_reference=False,
-    charts=("reward", "kl", "entropy", "completion_tokens", "completions_ended", "correct"),
+    charts=("reward", "kl_to_start", "entropy", "completion_tokens", "completions_ended", "correct"),
     panel_fields=(
         PanelField("reward", "reward", "{:.3f}", has_curve=True),
         PanelField("kl", "KL", "{:.4f}"),

@@ -152,7 +152,7 @@ CHARTS = {  # by the names that a stage's `charts` lists
     "reward": Chart(
         "Reward", "the weighted sum, in the mean over completions", "reward", _both("reward"), REWARD
     ),
-    "kl": Chart(
+    "kl_to_start": Chart(
         "KL to the policy it started from",
         "0 in the first step, or the run stops",
         "nats a token",
