@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from toolkit.recipe.load import load
-from toolkit.recipe.rl_section import Reward
+from toolkit.recipe.rl_section import RewardTerm
 from toolkit.recipe.schema import Rl
 from toolkit.rewards.rules import Completion, rule
 
@@ -15,7 +15,7 @@ def worth(
 ) -> float:
     section = load("tiny", ("rl.max_completion_length=40",)).rl
     assert isinstance(section, Rl)
-    of_one = rule(Reward.model_validate(reward), section)
+    of_one = rule(RewardTerm.model_validate(reward), section)
     assert of_one is not None
     return of_one(
         Completion([{"role": "user", "content": "?"}], text, tuple(range(num_tokens)), ended, tuple(answers))

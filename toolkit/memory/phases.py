@@ -15,7 +15,7 @@ from toolkit import hardware
 from toolkit.hardware import GIB
 from toolkit.memory import terms
 from toolkit.recipe import stages
-from toolkit.recipe.rl_section import Reward
+from toolkit.recipe.rl_section import RewardTerm
 from toolkit.recipe.schema import Dpo, Recipe, Rl, Sft
 
 Items = dict[str, float]  # bytes
@@ -105,7 +105,7 @@ class Phases:
         self.shares_prompts = isinstance(section, Dpo) and section.share_prompts
 
     @staticmethod
-    def _is_4bit(reward: Reward, as_recipe: bool) -> bool:
+    def _is_4bit(reward: RewardTerm, as_recipe: bool) -> bool:
         """Of a reward model; one of the recipe's own runs is loaded as it was trained."""
         return as_recipe if stages.is_variant(reward.model or "") else reward.load_in_4bit
 

@@ -24,7 +24,7 @@ Kind = Literal["function", "model", "ends", "length", "contains", "matches", "js
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-class Reward(Section):
+class RewardTerm(Section):
     """One reward of a completion: what gives it, and its weight in the sum."""
 
     name: Annotated[str | None, shapes_weights("what logs and reports call it", "its kind")] = None
@@ -100,7 +100,7 @@ class Reward(Section):
         return getattr(self, "json_keys" if kind == "json" else kind)
 
     @model_validator(mode="after")
-    def _is_of_one_kind(self) -> Reward:
+    def _is_of_one_kind(self) -> RewardTerm:
         kinds = [kind for kind in KINDS if self._value(kind) is not None]
         if len(kinds) != 1:
             raise ValueError(
@@ -132,7 +132,7 @@ class Rl(StageSection):
         ),
     ] = "rloo"
     rewards: Annotated[
-        tuple[Reward, ...],
+        tuple[RewardTerm, ...],
         Field(min_length=1, strict=False),
         shapes_weights("what a completion is worth: their weighted sum"),
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from toolkit.data.prompts import is_correct
 from toolkit.data.turns import Messages
-from toolkit.recipe.rl_section import ANSWER, Reward, Rl
+from toolkit.recipe.rl_section import ANSWER, RewardTerm, Rl
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Completion:
 Rule = Callable[[Completion], float]
 
 
-def rule(reward: Reward, section: Rl) -> Rule | None:
+def rule(reward: RewardTerm, section: Rl) -> Rule | None:
     """What gives a reward; None for one that takes a user's function or a model."""
     if reward.ends:
         return lambda completion: float(completion.ended)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from toolkit import command
 from toolkit.recipe import stages
-from toolkit.recipe.rl_section import Reward
+from toolkit.recipe.rl_section import RewardTerm
 from toolkit.recipe.schema import Recipe, Rl, StageSection
 from toolkit.rewards.user_function import UserFunction
 from toolkit.run.rundir import RunDir
 
 
-def model_path(recipe: Recipe, run: RunDir, reward: Reward) -> str:
+def model_path(recipe: Recipe, run: RunDir, reward: RewardTerm) -> str:
     """Where a reward model is: the folder of a run by its name, a path, or a Hub id as it is."""
     assert reward.model is not None
     if stages.is_variant(reward.model):
@@ -34,7 +34,7 @@ def problems(recipe: Recipe, run: RunDir, section: StageSection) -> list[str]:
     return [problem for problem in found if problem]
 
 
-def _of_model(recipe: Recipe, run: RunDir, reward: Reward) -> str | None:
+def _of_model(recipe: Recipe, run: RunDir, reward: RewardTerm) -> str | None:
     name = reward.model or ""
     if not stages.is_variant(name):
         is_path = name.startswith(("/", "./", "../")) or len(name.split("/")) != 2

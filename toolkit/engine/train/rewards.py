@@ -15,7 +15,7 @@ from toolkit.engine.base import fingerprint, oom
 from toolkit.engine.inference import reward_model
 from toolkit.errors import UserError
 from toolkit.files import digest
-from toolkit.recipe.rl_section import TRUNCATED, Reward, Rl
+from toolkit.recipe.rl_section import TRUNCATED, RewardTerm, Rl
 from toolkit.rewards.rules import Completion, rule
 from toolkit.rewards.user_function import UserFunction
 from toolkit.run.rundir import WEIGHTS
@@ -87,7 +87,7 @@ def build(job: Job, ends: frozenset[int], recovery: oom.Recovery) -> list[Reward
 
 
 def _score(
-    job: Job, section: Rl, reward: Reward, recovery: oom.Recovery
+    job: Job, section: Rl, reward: RewardTerm, recovery: oom.Recovery
 ) -> Callable[[list[Completion], dict[str, Any]], Scores]:
     if reward.model:
         return _of_model(job, reward, recovery)
@@ -98,7 +98,7 @@ def _score(
     return lambda completions, given: [of_one(completion) for completion in completions]
 
 
-def _of_user(job: Job, reward: Reward) -> Callable[[list[Completion], dict[str, Any]], Scores]:
+def _of_user(job: Job, reward: RewardTerm) -> Callable[[list[Completion], dict[str, Any]], Scores]:
     function = UserFunction.of(job.recipe, reward.function or "")
     job.run.hold_to({f"rewards.{reward.called}.file": digest(function.file)})
     call = function.load()
@@ -122,7 +122,7 @@ def _of_user(job: Job, reward: Reward) -> Callable[[list[Completion], dict[str, 
 
 
 def _of_model(
-    job: Job, reward: Reward, recovery: oom.Recovery
+    job: Job, reward: RewardTerm, recovery: oom.Recovery
 ) -> Callable[[list[Completion], dict[str, Any]], Scores]:
     path = reward_sources.model_path(job.recipe, job.run, reward)
     with bar(job.console, f"loading the reward model {path}", None):
@@ -143,7 +143,7 @@ def _of_model(
     return score
 
 
-def _identity(path: str, reward: Reward) -> str:
+def _identity(path: str, reward: RewardTerm) -> str:
     """One short name for what the scores are made by."""
     if adapter := _adapter(path):
         return digest(adapter)
@@ -156,7 +156,7 @@ def _adapter(path: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _check_architecture(job: Job, reward: Reward, loaded: reward_model.RewardModel) -> None:
+def _check_architecture(job: Job, reward: RewardTerm, loaded: reward_model.RewardModel) -> None:
     """Raises UserError where the model is not of the size that was planned for."""
     expected = reward.architecture or job.recipe.model.architecture
     config = loaded.model.config.get_text_config()
