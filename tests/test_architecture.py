@@ -27,6 +27,7 @@ ORDER = [
         "export",
         "doctor",
         "listing",
+        "drafting",
     ),
     "engine",
     *(
@@ -37,6 +38,7 @@ ORDER = [
         "engine.inference",
         "engine.train",
         "engine.export",
+        "engine.drafting",
     ),
     "cli",
 ]

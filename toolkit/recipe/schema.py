@@ -138,7 +138,8 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe with every value spelled out, loadable again; `# default` beside what was not written."""
-        return yaml_file.dump(self.model_dump(mode="json", by_alias=True), self.unwritten())
+        comments = dict.fromkeys(self.unwritten(), "default")
+        return yaml_file.dump(self.model_dump(mode="json", by_alias=True), comments)
 
     def trajectory(self, stage: str) -> dict[str, Any]:
         """The values that shape the weights of a stage, by dotted path; those of the stages before it too."""

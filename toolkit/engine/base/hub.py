@@ -81,6 +81,7 @@ def check_base(recipe: Recipe, path: str) -> dict[str, Any]:
             raise UserError(explain(error, "model", path, recipe.model.revision)) from None
         _check_disk(path, recipe.model.revision)
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    config |= config.get("text_config", {})  # of a model that sees too
     wrong = [
         f"model.architecture.{key}: the recipe says {value}, the config of {recipe.model.path} says {config[key]}"
         for key, value in recipe.model.architecture.model_dump(exclude_none=True).items()

@@ -270,11 +270,18 @@ def _check_widths(recipe: Recipe) -> None:
         )
 
 
+def architecture_of(config: Any) -> dict[str, Any]:
+    """What a loaded config says of each key of `model.architecture`; of a model that sees too, its text part."""
+    text = config.get_text_config()
+    return {key: getattr(text, key, None) for key in Architecture.model_fields}
+
+
 def _check_architecture(expected: Architecture, config: Any) -> None:
+    found = architecture_of(config)
     problems = [
-        f"model.architecture.{key}: the recipe says {value}, the model's config says {getattr(config, key, None)}"
+        f"model.architecture.{key}: the recipe says {value}, the model's config says {found[key]}"
         for key, value in expected.model_dump(exclude_none=True).items()
-        if getattr(config, key, None) != value
+        if found[key] != value
     ]
     if problems:
         raise UserError(*problems)
