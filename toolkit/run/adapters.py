@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def check_fits(recipe: Recipe, folder: Path) -> None:
             f"{folder} holds a reward model: it gives scores, and models that answer are asked for"
         )
     theirs, ours = str(config.get("base_model_name_or_path")), recipe.model.path
-    if _base_name(theirs) != _base_name(ours):
+    if not _same_base(theirs, recipe.locate(ours)):
         raise UserError(
             f"{folder} was trained on {theirs}, the base of recipe {recipe.name} is {ours}: use it with a recipe "
             f"of its own base, or, if that is the same model by another name, with `--set model.path={theirs}`"
@@ -141,8 +142,15 @@ def _unknown(run: RunDir, name: str, path: Path) -> str:
     )
 
 
+def _same_base(one: str, other: str) -> bool:
+    """Whether two paths or Hub ids name one base, however they spell it; a quantised copy of it is it too."""
+    if os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other):
+        return True
+    return _base_name(one) == _base_name(other)
+
+
 def _base_name(path: str) -> str:
-    return _QUANTISED.sub("", Path(path).name.lower())
+    return _QUANTISED.sub("", os.path.basename(os.path.abspath(path)).lower())
 
 
 def _wrong_shape(recipe: Recipe, found: dict[str, Tensor]) -> str | None:
