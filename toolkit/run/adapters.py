@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from toolkit.errors import UserError
 from toolkit.memory import terms
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sections import FUSED
 from toolkit.recipe.stages import BASE
 from toolkit.run.rundir import WEIGHTS, RunDir
 from toolkit.run.sealing import MARK
@@ -82,13 +83,18 @@ def other_lora(recipe: Recipe, folder: Path) -> list[str]:
         "r": (config.get("r"), lora.r),
         "lora_alpha": (config.get("lora_alpha"), lora.lora_alpha),
         "use_rslora": (bool(config.get("use_rslora")), lora.use_rslora),
-        "target_modules": (sorted(config.get("target_modules") or ()), sorted(lora.target_modules)),
+        "target_modules": (_parts(config.get("target_modules") or ()), _parts(lora.target_modules)),
     }
     return [
         f"lora.{key}: {theirs!r} there, {ours!r} in the recipe"
         for key, (theirs, ours) in pairs.items()
         if theirs != ours
     ]
+
+
+def _parts(modules: Iterable[str]) -> list[str]:
+    """Names of linears, those for which a family has one in their place."""
+    return sorted({part for name in modules for part in FUSED.get(name, (name,))})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def _base_name(path: str) -> str:
 
 def _wrong_shape(recipe: Recipe, found: dict[str, Tensor]) -> str | None:
     """What of the LoRA's shapes differs from the base's."""
-    base, widths = recipe.model.architecture, terms.linears(recipe.model.architecture)
+    base, widths = recipe.model.architecture, terms.targets(recipe.model.architecture)
     for layer, module, side, shape in _lora_shapes(found):
         if layer >= base.num_hidden_layers:
             return f"it has a layer {layer}, the base has {base.num_hidden_layers} layers"

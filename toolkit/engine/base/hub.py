@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ HUB_ERRORS = (
     RevisionNotFoundError,
     OSError,
 )
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # what configs call their number
 WEIGHT_FILES = (".safetensors", ".json", ".model", ".jinja")
 
 
@@ -82,6 +83,7 @@ def check_base(recipe: Recipe, path: str) -> dict[str, Any]:
         _check_disk(path, recipe.model.revision)
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
     config |= config.get("text_config", {})  # of a model that sees too
+    refuse_experts(path, config)
     wrong = [
         f"model.architecture.{key}: the recipe says {value}, the config of {recipe.model.path} says {config[key]}"
         for key, value in recipe.model.architecture.model_dump(exclude_none=True).items()
@@ -90,6 +92,17 @@ def check_base(recipe: Recipe, path: str) -> dict[str, Any]:
     if wrong:
         raise UserError(*wrong)
     return config
+
+
+def refuse_experts(path: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError for a mixture of experts. Its loss in DPO would begin above ln 2 by the loss that balances its
+    router (trl/trainer/dpo_trainer.py, aux_loss_enabled), and the plan knows no experts."""
+    found = next((number for name in EXPERTS if (number := config.get(name) or 0) > 1), None)
+    if found:
+        raise UserError(
+            f"{path} is a mixture of {found} experts ({config.get('model_type')}): neither the memory plan nor the "
+            "proof of DPO's reference holds for one; take a dense model"
+        )
 
 
 def fetch_weights(path: str, revision: str | None) -> Path:

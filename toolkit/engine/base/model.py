@@ -21,7 +21,7 @@ from unsloth import FastLanguageModel
 
 from toolkit import hardware
 from toolkit.data.template import ChatTemplate
-from toolkit.engine.base import score_head, token_rows, tokens, vram
+from toolkit.engine.base import linears, score_head, token_rows, tokens, vram
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
@@ -108,6 +108,8 @@ def load(
 def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_length: int) -> None:
     """Puts a fresh LoRA on the recipe's modules, trainable weights in fp32; a score's head is trained too."""
     lora = recipe.lora
+    target_modules, notes = linears.targets(recipe, loaded.model)
+    loaded.notes.extend(notes)
     get_peft_model = score_head.get_peft_model if loaded.has_score else FastLanguageModel.get_peft_model
     with quiet():
         loaded.model = get_peft_model(
@@ -116,7 +118,7 @@ def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_len
             lora_alpha=lora.lora_alpha,
             lora_dropout=lora.lora_dropout,
             use_rslora=lora.use_rslora,
-            target_modules=list(lora.target_modules),
+            target_modules=target_modules,
             bias="none",
             random_state=recipe.seed,
             max_seq_length=max_length,
