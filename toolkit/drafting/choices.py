@@ -11,6 +11,7 @@ from pathlib import Path
 from toolkit.drafting.draft import Choice, Draft
 from toolkit.drafting.facts import ModelFacts, RowFacts, TemplateFacts
 from toolkit.drafting.request import Request, as_written
+from toolkit.recipe.sections import LINEARS
 from toolkit.recipe.stages import Stage
 
 Choices = dict[str, Choice]
@@ -49,6 +50,10 @@ def of_model(request: Request, facts: ModelFacts, template: TemplateFacts, card:
         for key, value in facts.architecture.items()
         if value is not None
     }
+    if facts.linears != LINEARS:
+        found["lora.target_modules"] = Choice(
+            list(facts.linears), "all linears of this model, as QLoRA found best"
+        )
     for stage in request.stages:
         found[f"{stage.name}.max_length"] = Choice(
             facts.architecture["max_position_embeddings"] or LONGEST, ""

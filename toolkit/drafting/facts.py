@@ -13,13 +13,14 @@ class ModelFacts:
     """`path` is where the weights come from: what was asked for, or a 4-bit copy that Unsloth made of it.
 
     `base_16bit` is None where `path` has 16 bits itself, or where it is not known. `why` says for both how they were
-    found.
+    found. `linears` are those that the recipe's default would name, as this model has them.
     """
 
     path: str
     base_16bit: str | None
     is_quantised: bool
     architecture: dict[str, Any]
+    linears: tuple[str, ...]
     why: str
     why_base: str
 

@@ -172,6 +172,12 @@ def test_of_a_model_on_the_hub_the_copy_in_4_bits_is_taken_from_the_cache(
     assert recipe.model.architecture.hidden_size == 64
 
 
+def test_a_model_whose_linears_are_fused_gets_its_own_names(folder: Path) -> None:
+    config = AutoConfig.for_model("phi3", **QWEN3)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder / "my qwen3")
+    assert written(*BOTH).lora.target_modules == ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
 def test_a_folder_that_is_no_model(folder: Path) -> None:
     (folder / "my qwen3/config.json").unlink()
     with pytest.raises(UserError, match=re.escape("my qwen3 has no config.json")):

@@ -74,7 +74,7 @@ def test_a_packed_folder_behind_a_link_goes_the_whole_way(recipe: Recipe, tmp_pa
     run = RunDir(runs, recipe.name, "eval")
     evaluation = evaluate.run(recipe, run, scope.choose(recipe, run, options(scope.add_options)), quiet)
     assert evaluation.models and evaluation.models.keys() == {"base", "sft"}
-    words = ("--stage", "sft", "--format", "merged_16bit")
+    words = ("--stage", "sft", "--format", "merged_16bit", "--no-verify")
     wanted = artefact.wanted(recipe, options(artefact.add_options, *words))
     export.run(wanted, quiet)
     card = (wanted.folder / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,24 +20,28 @@ def names(model: Any) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linears if ".layers." in f".{name}"})
 
 
-def targets(recipe: Recipe, model: Any) -> tuple[list[str], list[str]]:
-    """The names that PEFT is to look for, and what is to be said of them.
+def meant(asked: Iterable[str], own: Sequence[str], path: str) -> dict[str, list[str]]:
+    """The model's own name -> which of the names that were asked for it stands for.
 
     Where the model has one linear in the place of several, that one is meant. Raises UserError for a name that it does
     not have either way: PEFT would leave it out without a word as long as another one is found.
     """
-    own, asked = names(model), recipe.lora.target_modules
-    meant = {name: name if name in own else FUSED_IN.get(name, name) for name in asked}
-    if absent := [name for name in asked if meant[name] not in own]:
+    found: dict[str, list[str]] = {}
+    for name in asked:
+        found.setdefault(name if name in own else FUSED_IN.get(name, name), []).append(name)
+    if absent := [name for one, names in found.items() if one not in own for name in names]:
         raise UserError(
-            f"lora.target_modules: {recipe.model.path} has no {', '.join(absent)}; its linears are {', '.join(own)}"
+            f"lora.target_modules: {path} has no {', '.join(absent)}; its linears are {', '.join(own)}"
         )
-    fused = {
-        one: [name for name in asked if meant[name] == one != name] for one in dict.fromkeys(meant.values())
-    }
+    return found
+
+
+def targets(recipe: Recipe, model: Any) -> tuple[list[str], list[str]]:
+    """The names that PEFT is to look for, and what is to be said of them. Raises UserError as `meant` does."""
+    found = meant(recipe.lora.target_modules, names(model), recipe.model.path)
     notes = [
         f"{recipe.model.path} has one linear, {one}, for {', '.join(parts)}: the adapter is on that one"
-        for one, parts in fused.items()
-        if parts
+        for one, parts in found.items()
+        if parts != [one]
     ]
-    return list(fused), notes
+    return list(found), notes

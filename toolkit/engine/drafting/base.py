@@ -13,15 +13,18 @@ from typing import Any
 import torch
 import unsloth
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from toolkit.drafting.draft import Draft
 from toolkit.drafting.facts import ModelFacts
+from toolkit.engine.base import hub, linears
 from toolkit.engine.base.hub import HUB_ERRORS, cached_folder, explain
 from toolkit.engine.base.model import architecture_of
+from toolkit.engine.base.quiet import quiet
 from toolkit.engine.data import examples
 from toolkit.engine.export import merge
 from toolkit.errors import UserError
+from toolkit.recipe.sections import LINEARS
 
 MAPPER = "unsloth/models/mapper.py"
 
@@ -92,7 +95,22 @@ def _described(path: str, config: Any, why: str, base: str | None = None) -> Mod
     if is_quantised:
         base = base or _copies().INT_TO_FLOAT_MAPPER.get(path.lower())
         why_base = f"what the NF4 copy was made from ({MAPPER}); exports merge onto it"
-    return ModelFacts(path, base, is_quantised, architecture_of(config), why, why_base)
+    hub.refuse_experts(path, config.get_text_config().to_dict())
+    return ModelFacts(
+        path, base, is_quantised, architecture_of(config), _linears(path, config), why, why_base
+    )
+
+
+def _linears(path: str, config: Any) -> tuple[str, ...]:
+    """Those of a model of this config, none of whose weights is made."""
+    try:
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        raise UserError(
+            f"{path} is no language model that transformers knows: {type(config).__name__}"
+        ) from None
+    return tuple(linears.meant(LINEARS, linears.names(model), path))
 
 
 def _config(path: str, revision: str | None, trusts: bool) -> Any:
