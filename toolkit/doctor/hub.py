@@ -120,11 +120,13 @@ def cached_gib(repository: Repository) -> float | None:
 
 def is_begun(repository: Repository) -> bool:
     """Whether anything of it is in the cache, so that what is asked for may be."""
-    kind, file = ("model", "config.json") if repository.kind == "model" else ("dataset", "README.md")
-    return _in_cache(repository, file, kind) is not None or cached_gib(repository) is not None
+    file = "config.json" if repository.kind == "model" else "README.md"
+    return in_cache(repository, file) is not None or cached_gib(repository) is not None
 
 
-def _in_cache(repository: Repository, file: str, kind: str = "model") -> str | None:
+def in_cache(repository: Repository, file: str) -> str | None:
+    """Where a file of it lies; None where it does not."""
+    kind = "model" if repository.kind == "model" else "dataset"
     try:
         found = try_to_load_from_cache(repository.path, file, revision=repository.revision, repo_type=kind)
     except HFValidationError:  # a path of this machine that is not there
@@ -134,7 +136,7 @@ def _in_cache(repository: Repository, file: str, kind: str = "model") -> str | N
 
 def _cached_model(repository: Repository) -> float | None:
     """Config and weights of a snapshot: one file of safetensors, or all that the index names."""
-    config = _in_cache(repository, "config.json")
+    config = in_cache(repository, "config.json")
     if config is None:
         return None
     snapshot = Path(config).parent

@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from toolkit.doctor.hub import Repository
+from toolkit.doctor.sizes import WEIGHT_FILES, absent_bytes
 from toolkit.errors import UserError
 from toolkit.hardware import GIB, disk_free_gib
 from toolkit.recipe.schema import Recipe
@@ -37,17 +39,16 @@ HUB_ERRORS = (
     OSError,
 )
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # what configs call their number
-WEIGHT_FILES = (".safetensors", ".json", ".model", ".jinja")
 
 
-def fetching(path: str) -> Callable[[], str]:
+def fetching(path: str, kind: str = "model") -> Callable[[], str]:
     """A function that says how much of a repository has reached the cache since now, "" while that is nothing.
 
     A folder of this machine is not fetched.
     """
     if Path(path).is_dir():
         return str
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="model") / "blobs"
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type=kind) / "blobs"
 
     def size() -> float:
         total = 0
@@ -165,12 +166,7 @@ def _check_disk(path: str, revision: str | None) -> None:
         raise UserError(
             f"model {path} has no .safetensors files; other weight formats can run code, none is loaded"
         )
-    wanted = [file for file in files if file.rfilename.endswith(WEIGHT_FILES)]
-    absent = sum(
-        file.size or 0
-        for file in wanted
-        if not isinstance(try_to_load_from_cache(path, file.rfilename, revision=revision), str)
-    )
+    absent = absent_bytes(files, Repository("model", path, revision))
     cache = Path(constants.HF_HUB_CACHE)
     free, needed = disk_free_gib(cache), absent / 2**30
     if needed + 1 > free:
