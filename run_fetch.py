@@ -29,9 +29,7 @@ def main() -> None:
     if parts:
         env.prepare(recipe.memory.alloc_conf, use_gpu=False)
         with cli.importing(console):
-            from toolkit.engine.data import (
-                fetching,
-            )  # imports datasets: only once there is something to fetch
+            from toolkit.engine.data import fetching  # imports torch: only once there is something to do
 
         fetching.fetch(parts, console)
     offline = f"HF_HUB_OFFLINE=1 {command.propose(recipe.stages()[0].name, recipe.name)}"

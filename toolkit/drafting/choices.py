@@ -144,9 +144,8 @@ def _max_length(rows: RowFacts) -> tuple[int, str]:
     of = rows.accounting.percentile
     longest = of("total", 100)
     if longest <= SHORT:
-        return _rounded(
-            longest
-        ), f"the longest row has {longest:,} tokens, half have up to {of('total', 50):,}"
+        why = f"the longest row has {longest:,} tokens, half have up to {of('total', 50):,}"
+        return _rounded(longest), why
     return _rounded(of("total", 99)), f"holds 99 of 100 rows; the longest has {longest:,} tokens"
 
 

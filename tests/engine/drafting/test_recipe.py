@@ -157,7 +157,7 @@ def test_what_cannot_be_known_is_asked_for_at_once(folder: Path) -> None:
 def test_of_a_model_on_the_hub_the_copy_in_4_bits_is_taken_from_the_cache(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = folder / "hub/models--unsloth--Qwen3-8B-unsloth-bnb-4bit/snapshots/abc"
+    snapshot = folder / "hub/models--unsloth--Qwen3-8B-bnb-4bit/snapshots/abc"
     shutil.copytree(folder / "my qwen3", snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text("abc")
@@ -167,9 +167,12 @@ def test_of_a_model_on_the_hub_the_copy_in_4_bits_is_taken_from_the_cache(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     recipe = written("--model", "Qwen/Qwen3-8B", "--sft", "sft.jsonl")
-    assert recipe.model.path == "unsloth/Qwen3-8B-unsloth-bnb-4bit"
+    assert recipe.model.path == "unsloth/Qwen3-8B-bnb-4bit"
     assert recipe.model.base_16bit == "Qwen/Qwen3-8B"
     assert recipe.model.architecture.hidden_size == 64
+    (folder / "mine.yaml").unlink()
+    recipe = written("--model", "unsloth/Qwen3-8B-bnb-4bit", "--sft", "sft.jsonl")
+    assert recipe.model.base_16bit == "unsloth/Qwen3-8B", "the table's name for what it was made from"
 
 
 def test_a_model_whose_linears_are_fused_gets_its_own_names(folder: Path) -> None:

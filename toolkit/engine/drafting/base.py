@@ -77,7 +77,7 @@ def look_at(model: str, draft: Draft) -> Base:
 def _facts(model: str, revision: str | None, trusts: bool) -> ModelFacts:
     if Path(model).is_dir():
         return _described(model, _config(model, revision, trusts), "a folder of this machine")
-    copy = _copies().FLOAT_TO_INT_MAPPER.get(model.lower())
+    copy = _copy_of(model)
     if copy and revision is None and not _has_weights(_folder(model, None)):
         try:
             config = _config(copy, None, trusts)
@@ -89,11 +89,29 @@ def _facts(model: str, revision: str | None, trusts: bool) -> ModelFacts:
     return _described(model, _config(model, revision, trusts), "as asked for")
 
 
+def _copy_of(model: str) -> str | None:
+    """Unsloth's NF4 copy of a 16-bit model; the plain one, for the plan takes every linear to be quantised."""
+    table = _copies()
+    copy = table.FLOAT_TO_INT_MAPPER.get(model.lower())
+    if copy is None or model.lower().endswith("-bnb-4bit"):
+        return None
+    plain = str(copy).replace("-unsloth-bnb-4bit", "-bnb-4bit")
+    return plain if plain.lower() in table.FLOAT_TO_INT_MAPPER else str(copy)
+
+
+def _made_from(copy: str) -> str | None:
+    """The 16-bit weights behind a copy of Unsloth's."""
+    table = _copies()
+    dynamic = table.FLOAT_TO_INT_MAPPER.get(copy.lower(), copy)
+    found: str | None = table.INT_TO_FLOAT_MAPPER.get(dynamic.lower())
+    return found
+
+
 def _described(path: str, config: Any, why: str, base: str | None = None) -> ModelFacts:
     is_quantised = getattr(config, "quantization_config", None) is not None
     why_base = "model.path itself, which has 16 bits"
     if is_quantised:
-        base = base or _copies().INT_TO_FLOAT_MAPPER.get(path.lower())
+        base = base or _made_from(path)
         why_base = f"what the NF4 copy was made from ({MAPPER}); exports merge onto it"
     hub.refuse_experts(path, config.get_text_config().to_dict())
     return ModelFacts(
@@ -138,14 +156,18 @@ def _has_weights(folder: Path) -> bool:
 def _matrices(folder: Path, facts: ModelFacts) -> Matrices | None:
     if not _has_weights(folder):
         return None
-    of = {name: folder / file for file, names in merge.shards(folder).items() for name in names}
+    try:
+        of = {name: folder / file for file, names in merge.shards(folder).items() for name in names}
+    except UserError:  # some of its files
+        return None
 
     def read(end: str) -> torch.Tensor | None:
         name = next((name for name in of if name.endswith(end)), None)
         if name is None or not of[name].is_file():
             return None
         with safe_open(of[name], framework="pt") as file:
-            return file.get_tensor(name)  # type: ignore[no-any-return]
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor if tensor.is_floating_point() else None
 
     embedding = read("embed_tokens.weight")
     head = embedding if facts.architecture["tie_word_embeddings"] else read("lm_head.weight")
