@@ -28,6 +28,7 @@ ORDER = [
         "export",
         "doctor",
         "listing",
+        "drafting",
     ),
     "engine",
     *(
@@ -38,6 +39,7 @@ ORDER = [
         "engine.inference",
         "engine.train",
         "engine.export",
+        "engine.drafting",
     ),
     "cli",
 ]

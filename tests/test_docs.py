@@ -234,7 +234,7 @@ def test_every_schema_is_shown() -> None:
     assert {(kind, name) for kind, name, _ in EXAMPLES} == {
         (kind, name) for kind in SCHEMAS for name in SCHEMAS[kind]
     }
-    asked = README.partition("## Your own data")[2].partition("\n## ")[0]
+    asked = README.partition("## Your own model and data")[2].partition("\n## ")[0]
     assert [name for schemas in SCHEMAS.values() for name in schemas if f"`{name}`" not in asked] == []
 
 

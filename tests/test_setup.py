@@ -342,7 +342,7 @@ def test_every_value_of_a_recipe_has_its_reason_beside_it(name: str) -> None:
     bare = [
         f"{section}.{key}"
         for section in EXPLAINED
-        for key, value in (values[section] or {}).items()
+        for key, value in (values.get(section) or {}).items()
         if not (is_list_of_sources(value) or has_comment(lines, values[section].lc.key(key)[0]))
     ]
     assert not bare, "a number without a source or a reason"

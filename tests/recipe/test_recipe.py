@@ -13,7 +13,7 @@ from toolkit.memory.plan import plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.document import markdown
 from toolkit.recipe.fields import Section, shapes_weights
-from toolkit.recipe.load import load, names
+from toolkit.recipe.load import RECIPES, load, names
 
 
 @pytest.mark.parametrize("name", names())
@@ -209,7 +209,7 @@ def test_a_field_without_a_role_or_with_an_unexplained_default_does_not_load() -
             beta: Annotated[float, shapes_weights("what it does")] = 0.1
 
 
-# Beside these, which say something of few models and sets, a shipped recipe writes every key.
+# Beside these, which say something of few models and sets, a shipped recipe writes every key, or says that it is short.
 SELDOM = {
     *("model.trust_remote_code", "model.architecture.head_dim", "model.architecture.tie_word_embeddings"),
     "model.architecture.max_position_embeddings",
@@ -222,6 +222,8 @@ SELDOM = {
 
 @pytest.mark.parametrize("name", names())
 def test_a_shipped_recipe_writes_every_key(name: str) -> None:
+    if "\n# Short: a key that is not here has the default" in (RECIPES / f"{name}.yaml").read_text():
+        return
     unwritten = load(name).unwritten()
     inside_a_list = {path[-1] for path in unwritten if any(isinstance(part, int) for part in path)}
     others = {

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from huggingface_hub import constants, get_token, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from toolkit.doctor.check import Check, judged, ok, warn
 from toolkit.hardware import GIB
@@ -39,7 +41,8 @@ class Repository:
     def url(self) -> str:
         """Of a small file: whether it can be had says that the repository can."""
         room, file = ("", "config.json") if self.kind == "model" else ("datasets/", "README.md")
-        return f"{constants.ENDPOINT}/{room}{self.path}/resolve/{self.revision or 'main'}/{file}"
+        path, revision = quote(self.path), quote(self.revision or "main", safe="")
+        return f"{constants.ENDPOINT}/{room}{path}/resolve/{revision}/{file}"
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,24 @@ def cached_gib(repository: Repository) -> float | None:
 
 def is_begun(repository: Repository) -> bool:
     """Whether anything of it is in the cache, so that what is asked for may be."""
-    kind, file = ("model", "config.json") if repository.kind == "model" else ("dataset", "README.md")
-    found = try_to_load_from_cache(repository.path, file, revision=repository.revision, repo_type=kind)
-    return isinstance(found, str) or cached_gib(repository) is not None
+    file = "config.json" if repository.kind == "model" else "README.md"
+    return in_cache(repository, file) is not None or cached_gib(repository) is not None
+
+
+def in_cache(repository: Repository, file: str) -> str | None:
+    """Where a file of it lies; None where it does not."""
+    kind = "model" if repository.kind == "model" else "dataset"
+    try:
+        found = try_to_load_from_cache(repository.path, file, revision=repository.revision, repo_type=kind)
+    except HFValidationError:  # a path of this machine that is not there
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _cached_model(repository: Repository) -> float | None:
     """Config and weights of a snapshot: one file of safetensors, or all that the index names."""
-    config = try_to_load_from_cache(repository.path, "config.json", revision=repository.revision)
-    if not isinstance(config, str):
+    config = in_cache(repository, "config.json")
+    if config is None:
         return None
     snapshot = Path(config).parent
     index = snapshot / "model.safetensors.index.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,7 +98,7 @@ def write(
         "",
         recipe.description + ".",
         "",
-        f"- **Base**: {recipe.model.path}{' (a folder, not on the Hub)' if local else ''}"
+        f"- **Base**: {_name(recipe, recipe.model.path)}{' (a folder, not on the Hub)' if local else ''}"
         + (f" at {recipe.model.revision}" if recipe.model.revision else ""),
         f"- **Licence**: {licence + ', as the card of the base says' if licence else UNKNOWN_LICENCE}",
         f"- **Trained**: {' then '.join(map(stages.title, trained))}, LoRA r={recipe.lora.r}, "
@@ -107,7 +108,7 @@ def write(
     for name in trained:
         section = wanted.run.of(name).as_trained(recipe).section(stages.of(name).name)
         lines.append(
-            f"- **Data, {name}**: {', '.join(_source(one, data_licences or {}) for one in section.datasets)}; "
+            f"- **Data, {name}**: {', '.join(_source(recipe, one, data_licences or {}) for one in section.datasets)}; "
             f"learning rate {section.learning_rate:g}, batch {section.effective_batch_size}, "
             f"{section.max_steps or f'{section.num_train_epochs:g} epochs'}{' (steps)' if section.max_steps else ''}"
         )
@@ -146,10 +147,16 @@ def _format(wanted: Wanted) -> str:
     )
 
 
-def _source(source: Source, licences: Mapping[str, str]) -> str:
+def _source(recipe: Recipe, source: Source, licences: Mapping[str, str]) -> str:
     licence = licences.get(source.path)
     said = [*([source.name] if source.name else []), *([f"licence {licence}"] if licence else [])]
-    return source.path + (f" ({', '.join(said)})" if said else "")
+    return _name(recipe, source.path) + (f" ({', '.join(said)})" if said else "")
+
+
+def _name(recipe: Recipe, path: str) -> str:
+    """As the recipe has it; of a path that tells of this machine's folders the last part alone."""
+    tells = path.startswith((".", "/", "~"))
+    return os.path.basename(os.path.abspath(recipe.locate(path))) if tells else path
 
 
 def _measures(

@@ -14,6 +14,7 @@ from toolkit.cards import Card
 from toolkit.errors import UserError
 from toolkit.hardware import GIB
 from toolkit.recipe.schema import Architecture, Lora
+from toolkit.recipe.sections import FUSED
 
 BF16, FP32 = 2, 4  # bytes
 
@@ -56,6 +57,15 @@ def linears(architecture: Architecture) -> dict[str, tuple[int, int]]:
         "up_proj": (h, wide),
         "down_proj": (wide, h),
     }
+
+
+def targets(architecture: Architecture) -> dict[str, tuple[int, int]]:
+    """(in, out) features of whatever can get an adapter: each linear of a layer, and those that some families fuse."""
+    known = linears(architecture)
+    fused = {
+        name: (known[parts[0]][0], sum(known[part][1] for part in parts)) for name, parts in FUSED.items()
+    }
+    return known | fused
 
 
 def linear_parameters(architecture: Architecture) -> int:
@@ -101,7 +111,7 @@ def lora_tensors(architecture: Architecture, lora: Lora) -> list[int]:
 
     Raises UserError for a target that a decoder layer does not have.
     """
-    known = linears(architecture)
+    known = targets(architecture)
     if unknown := [name for name in lora.target_modules if name not in known]:
         raise UserError(
             f"lora.target_modules: got {', '.join(unknown)}, which no decoder layer has; "
@@ -149,7 +159,7 @@ def kept_layer_bytes(architecture: Architecture, lora: Lora, expanded_kv: bool =
     fused = {"gate_proj", "up_proj", "down_proj"} <= set(lora.target_modules)
     kv = q if expanded_kv else kv
     kept = 8 * h + 4 * q + 4 * kv + (4 if fused else 6) * wide + 4 * architecture.num_attention_heads + 8
-    masks = sum(linears(architecture)[name][0] for name in lora.target_modules) if lora.lora_dropout else 0
+    masks = sum(targets(architecture)[name][0] for name in lora.target_modules) if lora.lora_dropout else 0
     return kept + masks
 
 

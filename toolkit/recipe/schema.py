@@ -127,13 +127,18 @@ class Recipe(Section):
 
     def looked_in(self, path: str) -> str:
         """What a message says behind a path that is not there; "" for an absolute one, which says it itself."""
-        return "" if os.path.isabs(path) else f" (looked in {' and '.join(map(str, self.places()))})"
+        return (
+            ""
+            if os.path.isabs(os.path.expanduser(path))
+            else f" (looked in {' and '.join(map(str, self.places()))})"
+        )
 
     def locate(self, path: str) -> str:
         """A path of the recipe as this process can open it; globs are allowed. A Hub id is returned as it is."""
+        path = os.path.expanduser(path)
         is_pattern = glob.has_magic(path)
         for folder in self.places():
-            if not is_pattern and os.path.exists(folder / path):
+            if os.path.exists(folder / path):  # also of a name that looks like a pattern
                 return str(folder / path)
             pattern = os.path.join(glob.escape(str(folder)), path)
             if is_pattern and next(glob.iglob(pattern, recursive=True), None):
@@ -142,7 +147,8 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe with every value spelled out, loadable again; `# default` beside what was not written."""
-        return yaml_file.dump(self.model_dump(mode="json", by_alias=True), self.unwritten())
+        comments = dict.fromkeys(self.unwritten(), "default")
+        return yaml_file.dump(self.model_dump(mode="json", by_alias=True), comments)
 
     def trajectory(self, stage: str) -> dict[str, Any]:
         """The values that shape the weights of a stage, by dotted path; those of the stages before it too."""

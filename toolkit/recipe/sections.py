@@ -39,6 +39,8 @@ RegularExpression = Annotated[str, AfterValidator(_compiles)]
 NO_MEASURES: dict[str, str] = {}
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# One linear in the place of several, in some families (Phi-3)
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 PROMPTS = (
     "Explain in three sentences why the sky is blue.",
     "A train leaves at 14:35 and arrives at 17:10. How long is the journey?",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Container
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,25 @@ MAX_VALUES = 100_000  # of a recipe: an alias of aliases multiplies what it name
 MAX_DEPTH = 200  # of brackets
 
 
-def dump(values: dict[str, Any], defaults: Container[tuple[str | int, ...]] = ()) -> str:
-    """The mapping as YAML text, with `# default` beside the values at the paths of `defaults`."""
+def dump(values: dict[str, Any], comments: Mapping[tuple[str | int, ...], str]) -> str:
+    """The mapping as YAML text, with `comments` beside the values at their paths."""
     stream = io.StringIO()
-    _yaml().dump(_commented(values, defaults), stream)
+    _yaml().dump(_commented(values, comments), stream)
     return stream.getvalue()
 
 
 def _commented(
-    node: Any, defaults: Container[tuple[str | int, ...]], path: tuple[str | int, ...] = ()
+    node: Any, comments: Mapping[tuple[str | int, ...], str], path: tuple[str | int, ...] = ()
 ) -> Any:
     if isinstance(node, list):
-        return [_commented(item, defaults, (*path, at)) for at, item in enumerate(node)]
+        return [_commented(item, comments, (*path, at)) for at, item in enumerate(node)]
     if not isinstance(node, dict):
         return node
     commented = CommentedMap()
     for key, value in node.items():
-        commented[key] = _commented(value, defaults, (*path, key))
-        if (*path, key) in defaults:
-            commented.yaml_add_eol_comment("default", key, column=0)
+        commented[key] = _commented(value, comments, (*path, key))
+        if comment := comments.get((*path, key)):
+            commented.yaml_add_eol_comment(comment, key, column=0)
     return commented
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from toolkit.errors import UserError
 from toolkit.memory import terms
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sections import FUSED
 from toolkit.recipe.stages import BASE
 from toolkit.run.rundir import WEIGHTS, RunDir
 from toolkit.run.sealing import MARK
@@ -65,7 +67,7 @@ def check_fits(recipe: Recipe, folder: Path) -> None:
             f"{folder} holds a reward model: it gives scores, and models that answer are asked for"
         )
     theirs, ours = str(config.get("base_model_name_or_path")), recipe.model.path
-    if _base_name(theirs) != _base_name(ours):
+    if not _same_base(theirs, recipe.locate(ours)):
         raise UserError(
             f"{folder} was trained on {theirs}, the base of recipe {recipe.name} is {ours}: use it with a recipe "
             f"of its own base, or, if that is the same model by another name, with `--set model.path={theirs}`"
@@ -81,13 +83,18 @@ def other_lora(recipe: Recipe, folder: Path) -> list[str]:
         "r": (config.get("r"), lora.r),
         "lora_alpha": (config.get("lora_alpha"), lora.lora_alpha),
         "use_rslora": (bool(config.get("use_rslora")), lora.use_rslora),
-        "target_modules": (sorted(config.get("target_modules") or ()), sorted(lora.target_modules)),
+        "target_modules": (_parts(config.get("target_modules") or ()), _parts(lora.target_modules)),
     }
     return [
         f"lora.{key}: {theirs!r} there, {ours!r} in the recipe"
         for key, (theirs, ours) in pairs.items()
         if theirs != ours
     ]
+
+
+def _parts(modules: Iterable[str]) -> list[str]:
+    """Names of linears, those for which a family has one in their place."""
+    return sorted({part for name in modules for part in FUSED.get(name, (name,))})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -141,13 +148,20 @@ def _unknown(run: RunDir, name: str, path: Path) -> str:
     )
 
 
+def _same_base(one: str, other: str) -> bool:
+    """Whether two paths or Hub ids name one base, however they spell it; a quantised copy of it is it too."""
+    if os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other):
+        return True
+    return _base_name(one) == _base_name(other)
+
+
 def _base_name(path: str) -> str:
-    return _QUANTISED.sub("", Path(path).name.lower())
+    return _QUANTISED.sub("", os.path.basename(os.path.abspath(path)).lower())
 
 
 def _wrong_shape(recipe: Recipe, found: dict[str, Tensor]) -> str | None:
     """What of the LoRA's shapes differs from the base's."""
-    base, widths = recipe.model.architecture, terms.linears(recipe.model.architecture)
+    base, widths = recipe.model.architecture, terms.targets(recipe.model.architecture)
     for layer, module, side, shape in _lora_shapes(found):
         if layer >= base.num_hidden_layers:
             return f"it has a layer {layer}, the base has {base.num_hidden_layers} layers"

@@ -10,7 +10,7 @@ import pyarrow
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
 
-from toolkit.engine.base.hub import WEIGHT_FILES
+from toolkit.doctor.sizes import WEIGHT_FILES
 from toolkit.files import digest
 
 WHOLE_BYTES = 2**26  # files up to here are hashed whole: 0.1 s

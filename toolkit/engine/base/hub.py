@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from toolkit.doctor.hub import Repository
+from toolkit.doctor.sizes import WEIGHT_FILES, absent_bytes
 from toolkit.errors import UserError
 from toolkit.hardware import GIB, disk_free_gib
 from toolkit.recipe.schema import Recipe
@@ -36,17 +38,17 @@ HUB_ERRORS = (
     RevisionNotFoundError,
     OSError,
 )
-WEIGHT_FILES = (".safetensors", ".json", ".model", ".jinja")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # what configs call their number
 
 
-def fetching(path: str) -> Callable[[], str]:
+def fetching(path: str, kind: str = "model") -> Callable[[], str]:
     """A function that says how much of a repository has reached the cache since now, "" while that is nothing.
 
     A folder of this machine is not fetched.
     """
     if Path(path).is_dir():
         return str
-    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="model") / "blobs"
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type=kind) / "blobs"
 
     def size() -> float:
         total = 0
@@ -81,6 +83,8 @@ def check_base(recipe: Recipe, path: str) -> dict[str, Any]:
             raise UserError(explain(error, "model", path, recipe.model.revision)) from None
         _check_disk(path, recipe.model.revision)
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    config |= config.get("text_config", {})  # of a model that sees too
+    refuse_experts(path, config)
     wrong = [
         f"model.architecture.{key}: the recipe says {value}, the config of {recipe.model.path} says {config[key]}"
         for key, value in recipe.model.architecture.model_dump(exclude_none=True).items()
@@ -89,6 +93,17 @@ def check_base(recipe: Recipe, path: str) -> dict[str, Any]:
     if wrong:
         raise UserError(*wrong)
     return config
+
+
+def refuse_experts(path: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError for a mixture of experts. Its loss in DPO would begin above ln 2 by the loss that balances its
+    router (trl/trainer/dpo_trainer.py, aux_loss_enabled), and the plan knows no experts."""
+    found = next((number for name in EXPERTS if (number := config.get(name) or 0) > 1), None)
+    if found:
+        raise UserError(
+            f"{path} is a mixture of {found} experts ({config.get('model_type')}): neither the memory plan nor the "
+            "proof of DPO's reference holds for one; take a dense model"
+        )
 
 
 def fetch_weights(path: str, revision: str | None) -> Path:
@@ -151,12 +166,7 @@ def _check_disk(path: str, revision: str | None) -> None:
         raise UserError(
             f"model {path} has no .safetensors files; other weight formats can run code, none is loaded"
         )
-    wanted = [file for file in files if file.rfilename.endswith(WEIGHT_FILES)]
-    absent = sum(
-        file.size or 0
-        for file in wanted
-        if not isinstance(try_to_load_from_cache(path, file.rfilename, revision=revision), str)
-    )
+    absent = absent_bytes(files, Repository("model", path, revision))
     cache = Path(constants.HF_HUB_CACHE)
     free, needed = disk_free_gib(cache), absent / 2**30
     if needed + 1 > free:

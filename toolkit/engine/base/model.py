@@ -21,7 +21,7 @@ from unsloth import FastLanguageModel
 
 from toolkit import hardware
 from toolkit.data.template import ChatTemplate
-from toolkit.engine.base import score_head, token_rows, tokens, vram
+from toolkit.engine.base import linears, score_head, token_rows, tokens, vram
 from toolkit.engine.base.hub import check_base
 from toolkit.engine.base.quiet import quiet
 from toolkit.errors import UserError
@@ -108,6 +108,8 @@ def load(
 def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_length: int) -> None:
     """Puts a fresh LoRA on the recipe's modules, trainable weights in fp32; a score's head is trained too."""
     lora = recipe.lora
+    target_modules, notes = linears.targets(recipe, loaded.model)
+    loaded.notes.extend(notes)
     get_peft_model = score_head.get_peft_model if loaded.has_score else FastLanguageModel.get_peft_model
     with quiet():
         loaded.model = get_peft_model(
@@ -116,7 +118,7 @@ def attach_lora(loaded: LoadedModel, recipe: Recipe, settings: Settings, max_len
             lora_alpha=lora.lora_alpha,
             lora_dropout=lora.lora_dropout,
             use_rslora=lora.use_rslora,
-            target_modules=list(lora.target_modules),
+            target_modules=target_modules,
             bias="none",
             random_state=recipe.seed,
             max_seq_length=max_length,
@@ -270,11 +272,18 @@ def _check_widths(recipe: Recipe) -> None:
         )
 
 
+def architecture_of(config: Any) -> dict[str, Any]:
+    """What a loaded config says of each key of `model.architecture`; of a model that sees too, its text part."""
+    text = config.get_text_config()
+    return {key: getattr(text, key, None) for key in Architecture.model_fields}
+
+
 def _check_architecture(expected: Architecture, config: Any) -> None:
+    found = architecture_of(config)
     problems = [
-        f"model.architecture.{key}: the recipe says {value}, the model's config says {getattr(config, key, None)}"
+        f"model.architecture.{key}: the recipe says {value}, the model's config says {found[key]}"
         for key, value in expected.model_dump(exclude_none=True).items()
-        if getattr(config, key, None) != value
+        if found[key] != value
     ]
     if problems:
         raise UserError(*problems)

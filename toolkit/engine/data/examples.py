@@ -49,19 +49,28 @@ def run(recipe: Recipe, stage: Stage, num: int, run: RunDir, console: Console) -
 
 def load_tokenizer(recipe: Recipe) -> model.LoadedModel:
     """What `model.load` gives, without the model."""
-    path = recipe.locate(recipe.model.path)
+    base = recipe.model
+    return with_tokens(
+        recipe, read_tokenizer(recipe.locate(base.path), base.revision, base.trust_remote_code)
+    )
+
+
+def with_tokens(recipe: Recipe, tokenizer: Any) -> model.LoadedModel:
+    """A tokenizer with the recipe's template and tokens, as `load_tokenizer` gives it."""
+    template = tokens.set_tokens(recipe, None, tokenizer)
+    return model.LoadedModel(None, tokenizer, template, recipe.template.end_of_turn, [], 0)
+
+
+def read_tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """As it stands in the model's folder or repository. Raises UserError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (*HUB_ERRORS, ValueError) as error:
         if Path(path).is_dir():
             raise UserError(
                 f"the tokenizer in {path} cannot be read: {' '.join(str(error).split())[:300]}"
             ) from None
-        raise UserError(explain(error, "model", path, recipe.model.revision)) from None
-    template = tokens.set_tokens(recipe, None, tokenizer)
-    return model.LoadedModel(None, tokenizer, template, recipe.template.end_of_turn, [], 0)
+        raise UserError(explain(error, "model", path, revision)) from None
 
 
 def _preview(recipe: Recipe, stage: Stage, loaded: model.LoadedModel, num: int, folder: Path) -> Preview:
