@@ -27,6 +27,7 @@ ORDER = [
         "export",
         "doctor",
         "listing",
+        "sweep",
     ),
     "engine",
     *(
