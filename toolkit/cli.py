@@ -63,6 +63,11 @@ def stage_options(doc: str) -> argparse.ArgumentParser:
         "--gpu", metavar="NAME|GIB", help="with --plan: for this card instead of the one here"
     )
     parser.add_argument(
+        "--price",
+        metavar="PER_HOUR",
+        help="what the machine costs an hour, in any currency; as --set memory.price_per_hour=...",
+    )
+    parser.add_argument(
         "--preview",
         nargs="?",
         type=_positive,
@@ -112,6 +117,8 @@ def start(stage: str, doc: str) -> Job | None:
     if not (arguments.plan or arguments.preview):
         on_finish.ask(arguments.on_finish)  # a recipe that cannot be read is told, too
     console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
+    if arguments.price:
+        arguments.set.append(f"memory.price_per_hour={arguments.price}")
     recipe = load(arguments.recipe, tuple(arguments.set))
     if arguments.if_present and getattr(recipe, stage) is None:
         console.print(f"recipe {escape(recipe.name)} has no {stage} stage: nothing to do")
