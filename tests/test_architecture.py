@@ -28,6 +28,7 @@ ORDER = [
         "doctor",
         "listing",
         "sweep",
+        "board",
     ),
     "engine",
     *(

@@ -239,7 +239,9 @@ def test_a_plan_says_time_and_cost_between_two_rates() -> None:
     assert "the run of full rows: 1 h 41 min at the card's full rate" in said and "at 20% of it" in said
     assert "Costs 1.17 to 5.84 at 0.69 an hour" in said
     assert "1,000 steps of full rows: " in " ".join(script("sft", *words).stdout.split())
-    assert "memory.price_per_hour" in mistake("sft", "--recipe", "tiny", "--plan", "--price", "much", light=True)
+    assert "memory.price_per_hour" in mistake(
+        "sft", "--recipe", "tiny", "--plan", "--price", "much", light=True
+    )
 
 
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,8 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.engine.conftest import FEW_ROWS
+from tests.engine.scripts import Script
 from toolkit.hardware import BF16_SM, Gpu, old_card
 from toolkit.recipe.load import names
 
@@ -46,13 +46,13 @@ def test_a_t4_is_refused_with_the_reason_that_the_notebook_gives() -> None:
 
 @pytest.mark.long
 def test_the_cells_run_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
     shown: list[str] = []
 
     def shell(command: str) -> None:
-        command = command.replace(".venv/bin/python", sys.executable)
-        done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, env=os.environ)
-        assert done.returncode == 0, done.stdout + done.stderr
+        python, *words = shlex.split(command)
+        assert python == ".venv/bin/python"
+        script = Script(words, tmp_path / f"{words[0]}.said")
+        assert script.wait() == 0, script.said()
 
     class Display:
         HTML = staticmethod(str)
@@ -60,7 +60,7 @@ def test_the_cells_run_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(sys.modules, "IPython", Display)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "IPython.display", Display)  # type: ignore[arg-type]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a cell sets it
     space: dict[str, Any] = {"shell": shell}
     for cell in CELLS[1:]:
         exec(python_of(cell), space)

@@ -10,6 +10,7 @@ import pytest
 from tests.report.test_run_page import make_run
 from toolkit import cli
 from toolkit.errors import Interrupted, UserError
+from toolkit.redaction import redacted
 from toolkit.report import on_finish
 from toolkit.run.rundir import RunDir
 
@@ -85,6 +86,11 @@ def test_what_it_is_told_holds_no_secret(tmp_path: Path, monkeypatch: pytest.Mon
     told = tmp_path / "told"
     ended(f'echo "$FINETUNE_REASON" > {told}', UserError("401 for 0123456789abcdef"))
     assert told.read_text() == "401 for ***\n"
+
+
+def test_the_address_of_a_webhook_is_a_secret() -> None:
+    said = redacted("run_sft.py --on-finish 'curl https://hooks.slack.com/services/T0/B0/aBc -d done'")
+    assert said == "run_sft.py --on-finish 'curl https://hooks.slack.com/*** -d done'"
 
 
 def test_a_script_that_only_looks_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

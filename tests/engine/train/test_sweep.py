@@ -4,19 +4,19 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from tests.conftest import ROOT
-from tests.engine.conftest import FEW_ROWS, run_stage, tiny, wait_for
+from tests.engine.conftest import STEPS as UNDISTURBED
+from tests.engine.conftest import run_stage, tiny, weights
 from toolkit.engine.base import model
 from toolkit.engine.reference import precompute
 from toolkit.engine.train import sweep
+from toolkit.engine.train.checkpoints import DurableCheckpoints
+from toolkit.errors import Interrupted
 from toolkit.memory.plan import plan_stage
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
@@ -66,56 +66,34 @@ def test_a_run_of_a_sweep_is_the_single_run_bit_for_bit_with_one_load_and_no_log
     assert answers[0] == answers[1]
 
 
-def test_a_run_that_fails_ends_no_other(runs_with_sft: Path) -> None:
-    good = job(runs_with_sft, "dpo-good", "dpo.max_steps=1")
-    jobs = [job(runs_with_sft, "dpo-bad", "dpo.learning_rate=1e30", "dpo.max_steps=2"), good]
-    told: list[dict[str, str]] = []
-    failed = sweep.run(jobs, Console(quiet=True), lambda failed: told.append(dict(failed)))
-    assert list(failed) == ["dpo-bad"] and good.run.finished_with() is not None
-    assert told == [failed, failed], "after each of them"
-
-
 def losses(run: RunDir) -> list[float]:
     entries = map(json.loads, run.metrics.read_text().splitlines())
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
 @pytest.mark.long
-def test_killed_and_started_again_a_sweep_ends_as_an_undisturbed_one(whole: Path, tmp_path: Path) -> None:
+def test_a_run_that_fails_ends_no_other_and_a_stopped_sweep_ends_as_an_undisturbed_one(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(whole / "sft", tmp_path / "tiny" / "sft")
-    made = [
-        f"dpo.{key}"
-        for key in ("max_steps=5", "save_steps=1", "eval_datasets=[]", "eval_rows=8", "max_rows=32")
-    ]
-    made += [
-        "lora.lora_dropout=0.1",
-        "sft.max_steps=7",
-        "sft.save_steps=3",
-        "sft.eval_datasets=[]",
-        "sft.eval_rows=8",
-    ]
-    made += ["sft.max_rows=72"]
-    words = ("--stage", "dpo", "--vary", "dpo.beta=0.2,0.1")
-    command = [
-        sys.executable,
-        str(ROOT / "run_sweep.py"),
-        "--recipe",
-        "tiny",
-        "--runs",
-        str(tmp_path),
-        *words,
-    ]
-    command += [word for override in (*FEW_ROWS, *made) for word in ("--set", override)]
-    second = tmp_path / "tiny" / "dpo-beta0p1"
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(process, lambda: any(second.glob("checkpoints/checkpoint-*/sealed.json")))
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    first = (tmp_path / "tiny" / "dpo-beta0p2" / "adapter" / "complete.json").stat().st_mtime_ns
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 1: dpo-beta0p1" in done.stdout and "continuing at step" in done.stdout
-    assert (tmp_path / "tiny" / "dpo-beta0p2" / "adapter" / "complete.json").stat().st_mtime_ns == first
-    weights = [path / "adapter" / "adapter_model.safetensors" for path in (second, whole / "dpo")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert (tmp_path / "tiny" / "sweeps" / "dpo-beta" / "sweep.html").is_file()
+    jobs = []
+    for name, override in (("bad", "learning_rate=1e30"), ("other", "beta=0.2"), ("same", "beta=0.1")):
+        recipe = tiny(*UNDISTURBED, f"dpo.{override}")
+        run = RunDir(tmp_path, "tiny", f"dpo-{name}")
+        jobs.append(Job(recipe, plan_stage(recipe, "dpo", None, 16), run, Console(quiet=True)))
+    save = DurableCheckpoints._save_checkpoint
+
+    def save_and_stop(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        save(trainer, *args, **kwargs)
+        if "dpo-same" in trainer.args.output_dir and trainer.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(DurableCheckpoints, "_save_checkpoint", save_and_stop)
+    told: list[list[str]] = []
+    with pytest.raises(Interrupted):
+        sweep.run(jobs, Console(quiet=True), lambda failed: told.append([*failed]))
+    assert told == [["dpo-bad"]] * 3, "after each of them"
+    bad, other, same = jobs
+    assert bad.run.finished_with() is None and other.is_finished() and same.begins_at_step() == 3
+    assert sweep.run([same], Console(quiet=True), lambda failed: None) == {}
+    assert weights(same.run.path) == weights(whole / "dpo")
