@@ -42,7 +42,7 @@ def points(name: str) -> str:
 @pytest.mark.long
 def test_curves_grow_while_a_run_trains_and_votes_stay_without_a_reload(opened: Any, runs: Path) -> None:  # noqa: F811
     served = Served(runs)
-    training = start("sft", runs, "sft.max_steps=60", "sft.max_rows=960")
+    training = start("sft", runs, "sft.max_steps=24", "sft.max_rows=384")
     try:
         page, asked = opened(served, "run=tiny/sft")
         wait_until(page, f"() => globalThis.Bokeh && ({points('loss')})() >= 3", 200)
@@ -51,7 +51,7 @@ def test_curves_grow_while_a_run_trains_and_votes_stay_without_a_reload(opened: 
         assert drawn and "running" in page.locator("tr", has_text="tiny/sft").inner_text()
         wait_until(page, f"() => ({points('loss')})() > {seen}", 100)
         assert training.wait(300) == 0, training.said()
-        wait_until(page, f"() => ({points('loss')})() === 60", 60)
+        wait_until(page, f"() => ({points('loss')})() === 24", 60)
         wait_until(
             page, "() => /tiny.sftfinished/.test(document.querySelector('#list tbody').textContent)", 60
         )

@@ -37,7 +37,7 @@ class KeptBase:
         self, recipe: Recipe, max_length: int, settings: Settings | None = None, task: Task = "causal_lm"
     ) -> model.LoadedModel:
         recomputes = settings is not None and settings.recompute_layers > 0
-        key = (recipe.model, recipe.template, recipe.lora, max_length, recomputes)
+        key = (task, recipe.model, recipe.template, recipe.lora, max_length, recomputes)
         if self._loaded is not None and key == self._key:
             self._loaded = self._as_loaded(self._loaded)
             return self._loaded
