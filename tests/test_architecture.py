@@ -29,6 +29,8 @@ ORDER = [
         "doctor",
         "listing",
         "drafting",
+        "sweep",
+        "board",
     ),
     "engine",
     *(

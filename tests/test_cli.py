@@ -233,6 +233,17 @@ def test_sigterm_takes_away_what_was_begun_and_says_so(tmp_path: Path) -> None:
     assert process.returncode == 143 and not list(tmp_path.iterdir())
 
 
+def test_a_plan_says_time_and_cost_between_two_rates() -> None:
+    words = ("--recipe", "llama31_8b", "--plan", "--price", "0.69")
+    said = " ".join(script("sft", *words, "--set", "sft.max_steps=1000").stdout.split())
+    assert "the run of full rows: 1 h 41 min at the card's full rate" in said and "at 20% of it" in said
+    assert "Costs 1.17 to 5.84 at 0.69 an hour" in said
+    assert "1,000 steps of full rows: " in " ".join(script("sft", *words).stdout.split())
+    assert "memory.price_per_hour" in mistake(
+        "sft", "--recipe", "tiny", "--plan", "--price", "much", light=True
+    )
+
+
 def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -316,6 +316,17 @@ def test_ci_is_executable_and_runs_what_people_run() -> None:
     assert [line for line in lines if line.startswith("make")] == ["make lint", "make test", "make test-long"]
 
 
+def test_the_workflow_builds_this_image_for_both_drivers() -> None:
+    workflow = YAML(typ="safe").load(text(".github/workflows/image.yml"))
+    job = workflow["jobs"]["build"]
+    indices = {one["tag"]: one["torch_index"] for one in job["strategy"]["matrix"]["include"]}
+    assert indices == {"latest": "", "cuda12": CUDA12_INDEX}
+    (build,) = (step["with"] for step in job["steps"] if "build-push" in step.get("uses", ""))
+    argument, _, value = build["build-args"].partition("=")
+    assert f"\nARG {argument}=\n" in text("Dockerfile") and value == "${{ matrix.torch_index }}"
+    assert workflow["permissions"] == {"contents": "read", "packages": "write"}
+
+
 @pytest.mark.parametrize("name", ["Dockerfile", "Makefile", ".ci/run", "pyproject.toml", *REQUIREMENTS])
 def test_no_secret_stands_in_a_set_up_file(name: str) -> None:
     assert not SECRET.search(text(name))

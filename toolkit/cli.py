@@ -25,13 +25,14 @@ from toolkit.recipe.load import load
 from toolkit.recipe.schema import Recipe
 from toolkit.records.data_report import DataReport
 from toolkit.records.run_report import RunReport
+from toolkit.report import on_finish
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
 from toolkit.run.start import on_the_model_itself
 from toolkit.training import preflight
 from toolkit.training.job import Job
 
-EXIT_USER, EXIT_INTERRUPTED = 2, 130
+EXIT_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 # What the loader, the kernel and torch say where there is no room
 NO_MEMORY = (
     "failed to map segment",
@@ -62,6 +63,11 @@ def stage_options(doc: str) -> argparse.ArgumentParser:
         "--gpu", metavar="NAME|GIB", help="with --plan: for this card instead of the one here"
     )
     parser.add_argument(
+        "--price",
+        metavar="PER_HOUR",
+        help="what the machine costs an hour, in any currency; as --set memory.price_per_hour=...",
+    )
+    parser.add_argument(
         "--preview",
         nargs="?",
         type=_positive,
@@ -82,6 +88,7 @@ def stage_options(doc: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--if-present", action="store_true", help="do nothing when the recipe lacks this stage"
     )
+    on_finish.add_option(parser)
     return parser
 
 
@@ -107,7 +114,11 @@ def start(stage: str, doc: str) -> Job | None:
     for option in ("json", "gpu"):
         if getattr(arguments, option) and not arguments.plan:
             parser.error(f"--{option} goes with --plan")  # as argparse says other mistakes: exit code 2
+    if not (arguments.plan or arguments.preview):
+        on_finish.ask(arguments.on_finish)  # a recipe that cannot be read is told, too
     console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
+    if arguments.price:
+        arguments.set.append(f"memory.price_per_hour={arguments.price}")
     recipe = load(arguments.recipe, tuple(arguments.set))
     if arguments.if_present and getattr(recipe, stage) is None:
         console.print(f"recipe {escape(recipe.name)} has no {stage} stage: nothing to do")
@@ -119,6 +130,8 @@ def start(stage: str, doc: str) -> Job | None:
     if arguments.preview:
         _preview(recipe, run, arguments.preview, console)
         return None
+    if not arguments.plan:
+        on_finish.ask(arguments.on_finish, lambda: on_finish.of_run(run))
     machine = hardware.here()
     plan = _plan(recipe, run, machine, arguments)
     job = Job(recipe, plan, run, console, arguments.fresh, arguments.from_)
@@ -237,23 +250,42 @@ def run(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         main()
-    except UserError as error:
+    except BaseException as error:
+        code = _told(error)
+        if code is None:
+            raise
+        _on_finish(code, str(error))
+        if code == EXIT_FAULT:
+            raise
+        sys.exit(code)
+    _on_finish(0, "")
+
+
+def _told(error: BaseException) -> int | None:
+    """The exit code of what ended a script, once it is said; None for what is to end it as it is."""
+    if isinstance(error, UserError):
         _say(*error.problems)
-        sys.exit(EXIT_USER)
-    except Interrupted as stopped:
+        return EXIT_USER
+    if isinstance(error, Interrupted):
         for number in (signal.SIGINT, signal.SIGTERM):  # one more would only interrupt the way out
             signal.signal(number, signal.SIG_IGN)
-        _errors().print(str(stopped), style="yellow", markup=False)
-        sys.exit(128 + stopped.signal)
-    except KeyboardInterrupt:
+        _errors().print(str(error), style="yellow", markup=False)
+        return 128 + error.signal
+    if isinstance(error, KeyboardInterrupt):
         _errors().print("\ninterrupted: nothing was saved as finished", style="yellow")
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        if _is_lack_of_memory(error):
-            _say(_what_limits_memory(error))
-            sys.exit(EXIT_USER)
-        if runlog.LOG.path:
-            _errors().print(
-                f"[bold red]an internal error;[/] what led to it is in {escape(str(runlog.LOG.path))}"
-            )
-        raise
+        return EXIT_INTERRUPTED
+    if not isinstance(error, Exception):
+        return None
+    if _is_lack_of_memory(error):
+        _say(_what_limits_memory(error))
+        return EXIT_USER
+    if runlog.LOG.path:
+        _errors().print(
+            f"[bold red]an internal error;[/] what led to it is in {escape(str(runlog.LOG.path))}"
+        )
+    return EXIT_FAULT
+
+
+def _on_finish(code: int, reason: str) -> None:
+    outcome = "finished" if not code else "interrupted" if code > 128 else "failed"
+    on_finish.tell(outcome, reason, _errors())

@@ -23,10 +23,12 @@ TOKENS = (
     r"glpat-[A-Za-z0-9_-]{20}",
     r"xox[abprs]-[A-Za-z0-9-]{20,}",
 )
-# And the credentials inside an address: a user and a password, which may hold any character, or a token alone.
+# And the credentials inside an address: a user and a password, which may hold any character, or a token alone; the
+# path of a Slack or Discord webhook, which is all that it takes to write there.
 SHAPES = re.compile(
     rf"(?<![A-Za-z0-9])(?:{'|'.join(TOKENS)})(?![A-Za-z0-9])"
     r"|(?<=://)[^/\s:@]+:(?!\d+(?:/|$))\S+(?=@)|(?<=://)[^/\s@]+(?=@)"
+    r"|(?<=://hooks\.slack\.com/)[\w/-]+|(?<=://discord\.com/api/webhooks/)[\w/-]+"
 )
 # Whatever an option, an assignment or a mapping gives to a name that says so (a template's pad_token is none); headers.
 TEXT = r"(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!special_)"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from toolkit.console import panel
-from toolkit.console.panel import Curve, Pace, State, duration, sparkline
+from toolkit.console.pace import Pace
+from toolkit.console.panel import Curve, State, duration, sparkline
 from toolkit.recipe import stages
 
 FIELDS = stages.of("dpo").panel_fields
@@ -62,19 +63,6 @@ def test_a_curve_keeps_the_whole_run_in_bounded_memory(num: int) -> None:
 )
 def test_a_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_the_rest_is_estimated_from_the_steps_of_this_process() -> None:
-    pace = Pace(480, now=0.0)  # continued at step 480
-    assert pace.remaining_seconds(1500, now=30.0) is None
-    pace.reached(481, now=60.0)  # compiles: all there is to go by
-    assert pace.remaining_seconds(1500, now=60.0) == 1019 * 60
-    pace.reached(482, now=62.0)
-    pace.reached(483, now=64.0)
-    assert pace.remaining_seconds(1500, now=64.0) == 1017 * 2
-    assert pace.remaining_seconds(1500, now=65.0) == 1017 * 2 - 1  # counts down between steps
-    pace.reached(1500, now=70.0)
-    assert pace.remaining_seconds(1500, now=80.0) == 0
 
 
 def trained(stage: str = "dpo") -> State:

@@ -15,11 +15,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from toolkit.compare.view import Row
 from toolkit.data.prompts import places
-from toolkit.recipe.schema import Recipe
 from toolkit.records.comparison_report import AnswerMeasures
 from toolkit.report.html import document
 from toolkit.report.measures import answer_rows
@@ -103,8 +102,28 @@ an expected one stands as whole words; it is <mark class="expected">marked</mark
 these rows measure: they take none.</p></section>"""
 
 
-def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasures]) -> str:
-    """The whole file."""
+class Described(Protocol):
+    """What the page says of a recipe."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+
+
+def identity(rows: Sequence[Row]) -> str:
+    """Names what is voted on, whatever was measured of it."""
+    prompts = [[row["messages"], row["answers"]] for row in rows if "expected" not in row]
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+
+
+def page(
+    recipe: Described,
+    rows: Sequence[Row],
+    models: Mapping[str, AnswerMeasures],
+    cast: Sequence[Any] | None = None,
+) -> str:
+    """The whole file. With `cast`, the votes so far, it sends them to where it came from instead of keeping them."""
     names = list(models)
     prompts = [row for row in rows if "expected" not in row]
     questions = sorted(
@@ -117,10 +136,9 @@ def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasure
         "names": names,
         "measures": [[label, *cells] for label, cells in answer_rows(models)],
         "rows": [_row(row, names) for row in (*prompts, *questions)],
+        "id": identity(rows),
+        "cast": cast,
     }
-    # Votes are kept by what was voted on, whatever was measured of it.
-    voted_on = json.dumps([[row["messages"], row["answers"]] for row in prompts])
-    content["id"] = hashlib.sha256(voted_on.encode()).hexdigest()[:16]
     script = "\n".join(file.read_text(encoding="utf-8") for file in SCRIPTS)
     parts = [
         part.format(num=f"{len(of_part):,}", s="s" * (len(of_part) != 1))
@@ -129,7 +147,9 @@ def page(recipe: Recipe, rows: Sequence[Row], models: Mapping[str, AnswerMeasure
     ]
     body = BODY.replace("PARTS", "".join(parts))
     body = f'{body}<script type="application/json" id="data">{_embedded(content)}</script>\n<script>{script}</script>'
-    return document(f"{recipe.name}: {len(names)} models compared", body, STYLE, scripts=True)
+    return document(
+        f"{recipe.name}: {len(names)} models compared", body, STYLE, scripts=True, sends=cast is not None
+    )
 
 
 def _row(row: Row, names: Sequence[str]) -> dict[str, Any]:

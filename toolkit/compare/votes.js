@@ -1,6 +1,7 @@
 // Votes of the comparison page: kept in the browser, taken back one by one, downloaded as pairs to train on.
 
 function readVotes() {
+  if (data.cast) return data.cast; // a server keeps them
   try {
     const kept = JSON.parse(localStorage.getItem(key) || "[]");
     return kept.filter(([row]) => row in data.rows);
@@ -9,15 +10,32 @@ function readVotes() {
   }
 }
 
+let sent = Promise.resolve(); // one after the other: the last one is what stays
+
+function send() {
+  const headers = { "Content-Type": "application/json", "X-Votes": data.id };
+  const body = JSON.stringify(cast);
+  sent = sent
+    .then(() => fetch(location.href, { method: "POST", headers, body }))
+    .then((answer) => (answer.ok ? answer.text() : Promise.reject(answer.statusText)))
+    .then((said) => (byId("note").textContent = said))
+    .catch((error) => (byId("note").textContent = `This vote is not on disk (${error}): vote again to try again.`));
+}
+
 function keepVotes(row) {
+  if (data.cast) send();
+  else keepHere();
+  drawCard(row);
+  drawProgress();
+  if (!blind) drawMeasures();
+}
+
+function keepHere() {
   try {
     localStorage.setItem(key, JSON.stringify(cast));
   } catch {
     byId("note").textContent = "This browser keeps no votes for this page: download them before you close it.";
   }
-  drawCard(row);
-  drawProgress();
-  if (!blind) drawMeasures();
 }
 
 // row -> what holds now

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from toolkit.console.pace import Pace
 from toolkit.recipe.stages import PanelField
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -87,32 +88,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
-
-
-class Pace:
-    """How long the rest takes, from the steps that this process has done; times are seconds of one clock.
-
-    The first step of a process compiles and warms up: once there are others, it does not count.
-    """
-
-    def __init__(self, step: int, now: float):
-        self.began = self._since = self._last = now
-        self._from = self._step = self._begun_at = step
-
-    def reached(self, step: int, now: float) -> None:
-        if self._step == self._begun_at:
-            self._from, self._since = (step, now)
-        self._step, self._last = step, now
-
-    def remaining_seconds(self, num_steps: int, now: float) -> float | None:
-        """None before the first step is done."""
-        if self._step == self._begun_at:
-            return None
-        steps, seconds = self._step - self._from, self._last - self._since
-        if not steps:
-            steps, seconds = self._step - self._begun_at, self._last - self.began
-        left = (num_steps - self._step) * seconds / steps
-        return max(0.0, left - (now - self._last))
 
 
 @dataclass

@@ -15,6 +15,8 @@ from toolkit.memory.plan import Plan
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Recipe, Rl
 
+SLOWEST_SHARE = 0.2  # of the card's full rate: an estimate, until a run on a card is measured
+
 
 def show_plan(
     recipe: Recipe, plan: Plan, name: str, console: Console, about: Sequence[tuple[str, str]] = ()
@@ -34,17 +36,27 @@ def show_plan(
         f"{plan.tokens_per_step:,} tokens a step, {plan.flops_per_token / 1e9:.3g} GFLOP a token[/]"
     )
     if plan.tokens_of_run:
-        least = (
-            f", at least {duration(plan.floor_seconds)} at the card's full rate" if plan.floor_seconds else ""
-        )
         console.print(
-            f"[dim]the rows prepared here: {plan.tokens_of_run:,} tokens through the model in the run{least}[/]"
+            f"[dim]the rows prepared here: {plan.tokens_of_run:,} tokens through the model in the run[/]"
         )
+    if plan.floor_seconds:
+        of_rows = "" if plan.tokens_of_run else " of full rows"
+        console.print(f"[dim]the run{of_rows}:[/] {_time(plan, plan.floor_seconds)}")
     elif plan.floor_seconds_per_1000_steps:
-        console.print(
-            f"[dim]floor of the time, at the card's full rate: {plan.floor_seconds_per_1000_steps / 60:,.0f} min "
-            "for 1,000 steps of full rows; no run is faster[/]"
-        )
+        console.print(f"[dim]1,000 steps of full rows:[/] {_time(plan, plan.floor_seconds_per_1000_steps)}")
+
+
+def _time(plan: Plan, floor: float) -> str:
+    """Hours and cost of training, between the card's full rate and a rate that few runs are below."""
+    slowest = floor / SLOWEST_SHARE
+    text = (
+        f"{duration(floor)} at the card's full rate, which no run is faster than, to {duration(slowest)} at "
+        f"{SLOWEST_SHARE:.0%} of it; its first minute says more"
+    )
+    if plan.price_per_hour is None:
+        return text
+    low, high = (seconds / 3600 * plan.price_per_hour for seconds in (floor, slowest))
+    return f"{text}. Costs {low:.2f} to {high:.2f} at {plan.price_per_hour:g} an hour"
 
 
 def _of_positions(recipe: Recipe, plan: Plan) -> str:

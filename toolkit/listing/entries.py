@@ -113,7 +113,7 @@ def _entries(root: Path, folder: Path) -> Iterator[Entry]:
     kind = folder.name.partition(".")[0]  # without what a moved one has behind its name
     run = RunDir(root, folder.parent.name, folder.name)
     if stages.is_variant(kind):
-        yield _stage_run(run, kind)
+        yield stage_run(run, kind)
     elif kind in REPORTS:
         yield _report(run, kind)
     elif folder.name == EXPORT:
@@ -122,7 +122,8 @@ def _entries(root: Path, folder: Path) -> Iterator[Entry]:
                 yield entry
 
 
-def _stage_run(run: RunDir, variant: str) -> Entry:
+def stage_run(run: RunDir, variant: str) -> Entry:
+    """The run of a variant; its folder may have more behind that name, where it was moved aside."""
     manifest, series = run.read_manifest(), read_series(run.metrics, END_BYTES)
     outcome, known = _outcome(run, manifest), measured(series)
     shown = [panel_field.key for panel_field in stages.of(variant).panel_fields]

@@ -27,7 +27,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def show(entries: Sequence[Entry], console: Console) -> None:
     """A table on a terminal; elsewhere columns of the same, a run a line however long, so that grep finds it."""
     if entries:
-        _grid([HEADS, *map(_cells, entries)], console)
+        _grid([HEADS, *map(cells, entries)], console)
     console.print(f"[dim]{_count(entries, 'run')}, {room(entries)}[/]")
 
 
@@ -59,7 +59,8 @@ def _count(found: Sequence[object], what: str) -> str:
     return f"{len(found):,} {what}{'s' * (len(found) != 1)}"
 
 
-def _cells(entry: Entry) -> tuple[str, ...]:
+def cells(entry: Entry) -> tuple[str, ...]:
+    """Under HEADS."""
     return (
         entry.full_name,
         entry.outcome,

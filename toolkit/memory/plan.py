@@ -62,7 +62,7 @@ class Plan:
     seconds at the card's full rates: no such run is faster. None where the rates are unknown, `floor_seconds` too where
     neither max_steps is set nor the rows are known. Where they are, `tokens_of_run` is what goes through the model in
     training, without padding, and `floor_seconds` is of that and of the reference pass. `fixes`: the three
-    cheapest changes with the figure that each brings; none when it fits.
+    cheapest changes with the figure that each brings; none when it fits. `price_per_hour` is the recipe's.
     """
 
     stage: str
@@ -80,6 +80,7 @@ class Plan:
     floor_seconds: float | None
     tokens_of_run: int | None
     fixes: tuple[str, ...]
+    price_per_hour: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; the keys are the fields."""
@@ -184,6 +185,7 @@ def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan
         floor_seconds=None if seconds is None or section.max_steps is None else section.max_steps * seconds,
         tokens_of_run=None,
         fixes=() if peak <= room.budget else _fixes(recipe, stage, card, ram_gib, largest),
+        price_per_hour=recipe.memory.price_per_hour,
     )
 
 

@@ -256,3 +256,10 @@ class Memory(Section):
             "not measured here; Unsloth notes some 100 s more at the start with 4-bit weights",
         ),
     ] = False
+    price_per_hour: Annotated[
+        PositiveFloat | None,
+        on_machine(
+            "what the machine costs an hour, in any currency: the plan and the first minute of a run say the cost",
+            "no cost is said",
+        ),
+    ] = None

@@ -65,6 +65,7 @@ class PlanMade(Record):
     floor_seconds: float | None
     tokens_of_run: int | None
     fixes: list[str] | None
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@
       button.onclick = () => zoom(Number(button.dataset.zoom));
   }
 
+  // Also for a page that embeds figures later, and others again.
   function start() {
     if (!Bokeh.documents.length) return setTimeout(start, 5);
     paint();
@@ -41,6 +42,7 @@
     // One finger scrolls the page, two zoom; a figure takes one for a box once its toolbar says so.
     for (const model of models()) if (touch && model.type === "BoxZoomTool") model.active = false;
   }
-  start();
+  globalThis.paintFigures = paint;
+  if (!document.currentScript.dataset.later) start();
   dark.addEventListener("change", paint);
 })();

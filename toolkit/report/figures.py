@@ -24,6 +24,7 @@ HEIGHT_PIXELS = 280
 NUM_MARKERS = 30  # up to so many points are worth a dot each
 SIZES = {"circle": 5, "diamond": 10}  # pixels
 WHOLE = (-0.02, 1.02)  # the axis of a share: 0 to 100 %, with room for a dot on either end
+MEANS = " · mean"  # ends the name of the source that holds a curve's means
 NUM_MARKS = 100  # vertical lines in a figure
 FONT = "system-ui, sans-serif"
 LEGEND: dict[str, Any] = {
@@ -83,29 +84,46 @@ def _key(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int
     return found.hexdigest()[:16]
 
 
-def _drawn(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int]) -> list[str]:
-    """A div for each chart, and last the script."""
-    from bokeh.document import Document
-    from bokeh.embed import components
-    from bokeh.models import Range1d
+def library() -> str:
+    """Bokeh's script, 1.3 MB."""
     from bokeh.resources import Resources
 
+    return str(Resources(mode="inline", components=["bokeh"]).js_raw[0])
+
+
+def spanned(charts: Sequence[Chart], series: dict[str, Series]) -> tuple[float, float]:
+    """The steps from end to end, with some room."""
     drawn = [series[curve.key].steps for chart in charts for curve in chart.curves]
     first, last = min(steps[0] for steps in drawn), max(steps[-1] for steps in drawn)
     room = max((last - first) * 0.02, 0.5)
-    shared = Range1d(first - room, last + room, bounds="auto")
-    plots = [_figure(chart, series, shared, marks) for chart in charts]
+    return first - room, last + room
+
+
+def _drawn(charts: Sequence[Chart], series: dict[str, Series], marks: Sequence[int]) -> list[str]:
+    """A div for each chart, and last the script."""
+    from bokeh.embed import components
+    from bokeh.models import Range1d
+
+    shared = Range1d(*spanned(charts, series), bounds="auto")
+    script, divs = components(in_a_document([figure_of(chart, series, shared, marks) for chart in charts]))
+    ours = SCRIPT.read_text(encoding="utf-8")
+    return [*divs, f"<script>{library()}</script>{script}<script>{ours}</script>"]
+
+
+def in_a_document(plots: list[figure]) -> list[figure]:
+    """The same, which Bokeh then writes in half the time."""
+    from bokeh.document import Document
+
     document = Document()
     with document.models.freeze():  # else every plot is a walk through all of them
         for plot in plots:
             document.add_root(plot)
-    script, divs = components(plots)
-    library = Resources(mode="inline", components=["bokeh"]).js_raw[0]
-    ours = SCRIPT.read_text(encoding="utf-8")
-    return [*divs, f"<script>{library}</script>{script}<script>{ours}</script>"]
+    return plots
 
 
-def _figure(chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequence[int]) -> figure:
+def figure_of(
+    chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequence[int], legend: bool = True
+) -> figure:
     from bokeh.models import (
         DataRange1d,
         Legend,
@@ -139,9 +157,9 @@ def _figure(chart: Chart, series: dict[str, Series], steps: Range1d, marks: Sequ
         LegendItem(label=curve.label, renderers=_lines(plot, chart, curve, series[curve.key]))
         for curve in chart.curves
     ]
-    if len(items) > 1 or chart.curves[0].label != chart.title.lower():
-        legend = Legend(items=items, click_policy="hide", ncols=2 if len(items) > 2 else len(items), **LEGEND)
-        plot.add_layout(legend, "above")
+    if legend and (len(items) > 1 or chart.curves[0].label != chart.title.lower()):
+        num_columns = 2 if len(items) > 2 else len(items)
+        plot.add_layout(Legend(items=items, click_policy="hide", ncols=num_columns, **LEGEND), "above")
     for step in sorted(marks)[:NUM_MARKS]:
         plot.add_layout(Span(location=step, dimension="height", line_dash="dotted", tags=["--warn"]))
     for axis in (plot.xaxis[0], plot.yaxis[0]):
@@ -164,14 +182,16 @@ def _lines(plot: figure, chart: Chart, curve: Curve, series: Series) -> list[Any
     """The renderers of one curve: its line, faint under the means where it has many points, or dots where few."""
     from bokeh.models import HoverTool
 
-    points = list(zip(series.steps, series.values, strict=True))
-    stretch = num_in_mean(len(points)) if chart.mean else 1
+    sources = {
+        suffix: _source(points, curve.key + suffix) for suffix, points in points_of(chart, series).items()
+    }
     style = {"line_width": 1.6, "line_dash": curve.dash, "name": curve.label}
-    line = plot.line("step", "value", source=_source(points), line_alpha=0.35 if stretch > 1 else 1, **style)
+    alpha = 0.35 if MEANS in sources else 1
+    line = plot.line("step", "value", source=sources[""], line_alpha=alpha, **style)
     renderers = [line]
-    if stretch > 1:
-        renderers.append(plot.line("step", "value", source=_source(means(points, stretch)), **style))
-    if len(points) <= NUM_MARKERS and curve.marker:
+    if MEANS in sources:
+        renderers.append(plot.line("step", "value", source=sources[MEANS], **style))
+    if curve.marker and has_dots(curve, series):
         dots = {"marker": curve.marker, "size": SIZES[curve.marker], "line_color": None, "name": curve.label}
         renderers.append(plot.scatter("step", "value", source=line.data_source, **dots))
     for renderer in renderers:
@@ -192,7 +212,18 @@ def _lines(plot: figure, chart: Chart, curve: Curve, series: Series) -> list[Any
     return renderers
 
 
-def _source(points: Sequence[Point]) -> Any:
+def points_of(chart: Chart, series: Series) -> dict[str, list[Point]]:
+    """The points of a curve, and where they are many those of the line of means over them."""
+    points = list(zip(series.steps, series.values, strict=True))
+    stretch = num_in_mean(len(points)) if chart.mean else 1
+    return {"": points} | ({MEANS: means(points, stretch)} if stretch > 1 else {})
+
+
+def has_dots(curve: Curve, series: Series) -> bool:
+    return curve.marker is not None and len(series) <= NUM_MARKERS
+
+
+def _source(points: Sequence[Point], name: str) -> Any:
     """Columns that travel as bytes: half the size of numbers written out."""
     import numpy
     from bokeh.models import ColumnDataSource
@@ -202,5 +233,6 @@ def _source(points: Sequence[Point]) -> Any:
         {
             "step": numpy.array([step for step, _ in kept], dtype=numpy.int32),
             "value": numpy.array([value for _, value in kept], dtype=numpy.float32),
-        }
+        },
+        name=name,
     )

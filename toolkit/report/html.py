@@ -22,14 +22,18 @@ p { margin: .25rem 0; }
 """
 
 
-def document(title: str, body: str, style: str = "", head: str = "", scripts: bool = False) -> str:
+def document(
+    title: str, body: str, style: str = "", head: str = "", scripts: bool = False, sends: bool = False
+) -> str:
     """A whole page. `body` and `head` are HTML already; nothing is loaded from elsewhere, whatever they contain.
 
-    Only a page with `scripts` runs any, and then only those written into it.
+    Only a page with `scripts` runs any, and then only those written into it; one that `sends` may, to where it is from.
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     if scripts:
         policy += "; script-src 'unsafe-inline'"
+    if sends:
+        policy += "; connect-src 'self'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

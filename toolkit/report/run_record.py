@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,7 +88,13 @@ def unfinished_report(run: RunDir, facts: dict[str, Any]) -> RunReport:
 def read_series(metrics: Path, last_bytes: int | None = None) -> dict[str, Series]:
     """The columns of metrics.jsonl, or of its end. What is not finite is None; a half-written line is passed over."""
     series: dict[str, Series] = {}
-    for entry in read_lines(metrics, last_bytes):
+    add_entries(series, read_lines(metrics, last_bytes))
+    return series
+
+
+def add_entries(series: dict[str, Series], entries: Iterable[dict[str, Any]]) -> None:
+    """Puts logs behind those that the columns have."""
+    for entry in entries:
         step = entry.pop("step", None)
         if not isinstance(step, int):
             continue
@@ -99,7 +106,6 @@ def read_series(metrics: Path, last_bytes: int | None = None) -> dict[str, Serie
                 column = series[name] = Series()
             column.steps.append(step)
             column.values.append(value if value is None or abs(value) <= sys.float_info.max else None)
-    return series
 
 
 def measured(series: dict[str, Series]) -> dict[str, Any]:

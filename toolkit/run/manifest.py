@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,7 +38,7 @@ def describe(recipe: Recipe, machine: Hardware, environment: Environment) -> dic
         "recipe_sha256": hashlib.sha256(recipe.model_dump_json(by_alias=True).encode()).hexdigest(),
         "seed": recipe.seed,
         "base_model": Base(recipe.model.path, recipe.model.revision),
-        "command": redacted(" ".join(sys.argv)),
+        "command": redacted(shlex.join(sys.argv)),
         "code": _git(),
         "python": platform.python_version(),
         "packages": packages(),
@@ -80,7 +81,7 @@ def begun(recorded: Manifest, from_step: int) -> dict[str, Any]:
         for attempt in recorded.attempts or []
     ]
     attempt = Attempt(
-        command=redacted(" ".join(sys.argv)),
+        command=redacted(shlex.join(sys.argv)),
         started=now(),
         ended=None,
         from_step=from_step,

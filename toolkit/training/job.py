@@ -22,7 +22,10 @@ from toolkit.training import reward_sources, schedule, trackers
 
 @dataclass(frozen=True)
 class Job:
-    """One stage to run. `fresh` moves an earlier run aside instead of continuing it; `from_` is what --from names."""
+    """One stage to run. `fresh` moves an earlier run aside instead of continuing it; `from_` is what --from names.
+
+    `base` loads the model, where runs share one (the engine's KeptBase).
+    """
 
     recipe: Recipe
     plan: Plan
@@ -30,6 +33,7 @@ class Job:
     console: Console
     fresh: bool = False
     from_: str | None = None
+    base: Any = None
 
     @property
     def stage(self) -> Stage:

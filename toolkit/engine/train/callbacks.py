@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from toolkit.engine.base import recompute, vram
-from toolkit.engine.train import checkpoints, finite, probe
+from toolkit.engine.train import checkpoints, finite, forecast, probe
 from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.engine.train.progress import Metrics
 from toolkit.training.job import Job
@@ -44,6 +44,8 @@ class Callbacks:
                 f"{run.name} · {job.recipe.name}",
                 job.stage.panel_fields,
                 checkpoint,
+                forecast.ahead_of(job, trainer),
+                plan.price_per_hour,
             ),
             finite.Finite(trainer),
             stop,

@@ -17,8 +17,10 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from toolkit.console import panel
+from toolkit.console.pace import NOTHING, Ahead, Pace
 from toolkit.console.screen import is_live, live
 from toolkit.engine.train.checkpoints import step_of
+from toolkit.engine.train.forecast import Forecast
 from toolkit.errors import UserError
 from toolkit.files import finite, write_text
 from toolkit.hardware import GIB
@@ -49,12 +51,16 @@ class Metrics(TrainerCallback):
         title: str,
         fields: tuple[PanelField, ...],
         checkpoint: Path | None,
+        ahead: Ahead = NOTHING,
+        price_per_hour: float | None = None,
     ):
         self._history = _forget_after(path, checkpoint)
         self._checkpoint = checkpoint
         self._journal = Journal(path, lambda problem: console.print(f"[yellow]{escape(problem)}[/]"))
         self._console = console
         self._title, self._fields = title, fields
+        self._ahead, self._price_per_hour = ahead, price_per_hour
+        self._is_forecast = False
         self._live: Live | None = None
         self._state: panel.State | None = None
         self._tokens = 0.0
@@ -71,7 +77,7 @@ class Metrics(TrainerCallback):
             self._fields,
             state.max_steps,
             None if args.max_steps > 0 else args.num_train_epochs,
-            panel.Pace(state.global_step, self._since),
+            Pace(state.global_step, self._since, self._ahead),
         )
         shown.step, shown.epoch = state.global_step, state.epoch or 0.0
         if self._checkpoint:
@@ -88,14 +94,18 @@ class Metrics(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._paused:
-            self._idle += time.perf_counter() - self._step_ended
+            idle = time.perf_counter() - self._step_ended
+            self._idle += idle
             self._paused = False
+            if self._state:
+                self._state.pace.paused(idle)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self._state is not None
         self._step_ended = time.perf_counter()
         self._state.step, self._state.epoch = state.global_step, state.epoch or 0.0
         self._state.pace.reached(state.global_step, self._step_ended)
+        self._forecast(state.max_steps)
         if state.global_step == state.max_steps:
             control.should_log = True  # else the last steps before the end are in no log
         if control.should_evaluate:
@@ -131,6 +141,7 @@ class Metrics(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._state is not None:
             self._state.doing = ("saving a checkpoint", 0, None) if control.should_save else None
+            self._state.pace.evaluated(time.perf_counter() - self._step_ended)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self._state is not None
@@ -165,6 +176,15 @@ class Metrics(TrainerCallback):
         for shown in self._fields:
             if shown.has_curve and shown.key in numbers:
                 self._state.curves.setdefault(shown.label, panel.Curve()).append(numbers[shown.key])
+
+    def _forecast(self, num_steps: int) -> None:
+        """Once, as soon as enough is known."""
+        assert self._state is not None
+        pace = self._state.pace
+        found = None if self._is_forecast else Forecast.of(pace, num_steps, self._step_ended)
+        if found:
+            self._is_forecast = True
+            self._say(found.line(self._step_ended - pace.began, self._price_per_hour), shown=True)
 
     def _say(self, text: str, shown: bool) -> None:
         """A line; where the panel stands it goes to log.txt only, unless it is worth keeping on the screen."""

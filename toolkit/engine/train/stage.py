@@ -70,7 +70,8 @@ def _train(
     set_seed(recipe.seed)
 
     with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.locate(recipe.model.path))):
-        loaded = model.load(recipe, section.max_length, settings, task=job.stage.task)
+        load = job.base.load if job.base else model.load
+        loaded = load(recipe, section.max_length, settings, task=job.stage.task)
         model.attach_lora(loaded, recipe, settings, section.max_length)
     for note in loaded.notes:
         console.print(f"[yellow]{escape(note)}[/]")
