@@ -334,7 +334,7 @@ def test_no_secret_stands_in_a_set_up_file(name: str) -> None:
 
 # Recipes ---------------------------------------------------------------------------------------------------
 
-EXPLAINED = ("lora", "memory", "sft", "dpo", "reward", "rl")
+EXPLAINED = ("lora", "memory", "sft", "dpo", "reward", "kto", "rl")
 
 
 @pytest.mark.parametrize("name", names())
