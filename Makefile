@@ -4,7 +4,8 @@
 #   make run                             SFT, DPO and the comparison of the embedded recipe
 #   make run RECIPE=llama31_8b           the same for another recipe, on a machine with a GPU
 #   make doctor RECIPE=llama31_8b        whether that recipe can run here: driver, memory, disk, network, cache
-#   make run ARGS="--set dpo.beta=0.2"   with options for all three scripts
+#   make run STAGES=sft,dpo,reward,kto   these stages in this order, and the comparison of what answers
+#   make run ARGS="--set dpo.beta=0.2"   with options for all scripts
 #   make test                            the test suite; make test ARGS="-k masking" for a part of it
 #   make test-long                       what the test suite leaves out: campaigns of minutes
 #   make lint                            ruff, formatting, types
@@ -16,6 +17,7 @@
 
 RECIPE ?= tiny
 ARGS ?=
+STAGES ?= sft,dpo
 PYTHON ?=
 
 VENV := .venv
@@ -61,6 +63,17 @@ endif
 endif
 
 .PHONY: help setup optional doctor run test test-long lint docs clean
+comma := ,
+define newline
+
+
+endef
+KNOWN := sft dpo reward kto$(if $(wildcard run_rl.py), rl)
+NAMED := $(subst $(comma), ,$(STAGES))
+ifneq ($(or $(filter-out $(KNOWN),$(NAMED)),$(if $(NAMED),,none)),)
+$(error STAGES=$(STAGES): name one or more of $(KNOWN), with commas between)
+endif
+
 .DEFAULT_GOAL := help
 
 help:
@@ -76,8 +89,7 @@ doctor: $(INSTALLED)
 	$(VENV_PYTHON) run_doctor.py --recipe "$(RECIPE)" $(ARGS)
 
 run: $(INSTALLED)
-	$(VENV_PYTHON) run_sft.py --recipe "$(RECIPE)" --if-present $(ARGS)
-	$(VENV_PYTHON) run_dpo.py --recipe "$(RECIPE)" --if-present $(ARGS)
+	$(foreach stage,$(NAMED),$(VENV_PYTHON) run_$(stage).py --recipe "$(RECIPE)" --if-present $(ARGS)$(newline))
 	$(VENV_PYTHON) run_compare.py --recipe "$(RECIPE)" $(ARGS)
 
 test: $(DEV)

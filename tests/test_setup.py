@@ -126,6 +126,27 @@ ALL_STEPS = [*CPU_STEPS, OPTIONAL_STEP, DEV_STEP]
 
 
 @needs_make
+def test_run_takes_the_stages_that_are_named_and_compares_at_the_end(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    for script in ROOT.glob("run_*.py"):
+        shutil.copy(script, checkout)
+    for words, expected in (
+        ([], ["sft", "dpo", "compare"]),
+        (["STAGES=kto"], ["kto", "compare"]),
+        (["STAGES=sft,reward,kto", "RECIPE=mine"], ["sft", "reward", "kto", "compare"]),
+    ):
+        done = make(checkout, "run", *words)
+        assert done.returncode == 0, done.stderr
+        assert re.findall(r"run_(\w+)\.py --recipe", done.stdout) == expected
+    for wrong in ("STAGES=sft,dpp", "STAGES=compare", "STAGES="):
+        (checkout / "pip.log").write_text("")
+        refused = make(checkout, "run", wrong)
+        assert refused.returncode == 2 and not asked_of_pip(checkout) and not refused.stdout
+        [line] = refused.stderr.splitlines()
+        assert f"{wrong}: name one or more of sft dpo reward kto" in line
+
+
+@needs_make
 def test_setup_takes_the_first_python_that_runs_and_installs_once(checkout: Path) -> None:
     executable(checkout / "bin" / "python3.12", STUB)
     first, second = make(checkout, "setup"), make(checkout, "setup")
