@@ -12,12 +12,13 @@
 #   make docs                            docs/recipe.md, from the recipe's schema
 #   make setup                           .venv alone; make setup PYTHON=python3.12 to choose the interpreter
 #   make setup TORCH_INDEX=URL           torch from this wheel index instead of the one that the driver asks for
-#   make optional                        adds TensorBoard, W&B and what `run_eval.py --tasks` needs; `make test` adds it too
+#   make optional                        adds TensorBoard, W&B and what `run_eval.py --tasks` and exports for servers
+#                                        need; `make test` adds it too
 #   make clean                           removes caches; .venv and runs/ stay
 
 RECIPE ?= tiny
-ARGS ?=
 STAGES ?= sft,dpo
+ARGS ?=
 PYTHON ?=
 
 VENV := .venv
@@ -62,7 +63,6 @@ $(shell rm -f $(INSTALLED))
 endif
 endif
 
-.PHONY: help setup optional doctor run test test-long lint docs clean
 comma := ,
 define newline
 
@@ -74,6 +74,7 @@ ifneq ($(or $(filter-out $(KNOWN),$(NAMED)),$(if $(NAMED),,none)),)
 $(error STAGES=$(STAGES): name one or more of $(KNOWN), with commas between)
 endif
 
+.PHONY: help setup optional doctor run test test-long lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -142,9 +143,10 @@ $(INSTALLED): requirements.txt requirements-unsloth.txt requirements-gpu.txt req
 	fi
 	@echo "$(CHOICE)" > $@
 
-$(OPTIONAL): requirements-optional.txt $(INSTALLED)
+$(OPTIONAL): requirements-optional.txt requirements-quantise.txt $(INSTALLED)
 	@rm -f $@
 	$(PIP_INSTALL) -c requirements.txt -r requirements-optional.txt
+	$(PIP_INSTALL) --no-deps -r requirements-quantise.txt
 	@touch $@
 
 $(DEV): requirements-dev.txt $(OPTIONAL)
