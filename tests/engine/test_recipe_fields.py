@@ -150,6 +150,8 @@ OTHER = {
     "compare.top_p": 0.01,
     "datasets[].filter": "score > 2",
     "datasets[].top_k.column": "rank",
+    "desirable_weight": 7.0,
+    "undesirable_weight": 7.0,
     "eval_datasets": [{"path": "held_out_{stage}.jsonl"}],
     "max_dropped_fraction": 0.0,
     "report_to": ["tensorboard"],
