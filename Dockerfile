@@ -40,8 +40,9 @@ COPY requirements-xformers.txt ./
 RUN { python -m pip install --no-deps --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cu130}" -r requirements-xformers.txt \
     && python -c 'from xformers._cpp_lib import _register_extensions as load; load()'; } \
     || { python -m pip uninstall -y xformers; echo "attention: torch's SDPA; xFormers is left out, no build loads here"; }
-COPY requirements-optional.txt ./
+COPY requirements-optional.txt requirements-quantise.txt ./
 RUN python -m pip install -c requirements.txt -r requirements-optional.txt
+RUN python -m pip install --no-deps -r requirements-quantise.txt
 
 COPY recipes recipes
 COPY toolkit toolkit

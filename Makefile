@@ -4,17 +4,20 @@
 #   make run                             SFT, DPO and the comparison of the embedded recipe
 #   make run RECIPE=llama31_8b           the same for another recipe, on a machine with a GPU
 #   make doctor RECIPE=llama31_8b        whether that recipe can run here: driver, memory, disk, network, cache
-#   make run ARGS="--set dpo.beta=0.2"   with options for all three scripts
+#   make run STAGES=sft,dpo,reward,kto   these stages in this order, and the comparison of what answers
+#   make run ARGS="--set dpo.beta=0.2"   with options for all scripts
 #   make test                            the test suite; make test ARGS="-k masking" for a part of it
 #   make test-long                       what the test suite leaves out: campaigns of minutes
 #   make lint                            ruff, formatting, types
 #   make docs                            docs/recipe.md, from the recipe's schema
 #   make setup                           .venv alone; make setup PYTHON=python3.12 to choose the interpreter
 #   make setup TORCH_INDEX=URL           torch from this wheel index instead of the one that the driver asks for
-#   make optional                        adds TensorBoard, W&B and what `run_eval.py --tasks` needs; `make test` adds it too
+#   make optional                        adds TensorBoard, W&B and what `run_eval.py --tasks` and exports for servers
+#                                        need; `make test` adds it too
 #   make clean                           removes caches; .venv and runs/ stay
 
 RECIPE ?= tiny
+STAGES ?= sft,dpo
 ARGS ?=
 PYTHON ?=
 
@@ -60,6 +63,17 @@ $(shell rm -f $(INSTALLED))
 endif
 endif
 
+comma := ,
+define newline
+
+
+endef
+KNOWN := sft dpo reward kto$(if $(wildcard run_rl.py), rl)
+NAMED := $(subst $(comma), ,$(STAGES))
+ifneq ($(or $(filter-out $(KNOWN),$(NAMED)),$(if $(NAMED),,none)),)
+$(error STAGES=$(STAGES): name one or more of $(KNOWN), with commas between)
+endif
+
 .PHONY: help setup optional doctor run test test-long lint docs clean
 .DEFAULT_GOAL := help
 
@@ -76,8 +90,7 @@ doctor: $(INSTALLED)
 	$(VENV_PYTHON) run_doctor.py --recipe "$(RECIPE)" $(ARGS)
 
 run: $(INSTALLED)
-	$(VENV_PYTHON) run_sft.py --recipe "$(RECIPE)" --if-present $(ARGS)
-	$(VENV_PYTHON) run_dpo.py --recipe "$(RECIPE)" --if-present $(ARGS)
+	$(foreach stage,$(NAMED),$(VENV_PYTHON) run_$(stage).py --recipe "$(RECIPE)" --if-present $(ARGS)$(newline))
 	$(VENV_PYTHON) run_compare.py --recipe "$(RECIPE)" $(ARGS)
 
 test: $(DEV)
@@ -130,9 +143,10 @@ $(INSTALLED): requirements.txt requirements-unsloth.txt requirements-gpu.txt req
 	fi
 	@echo "$(CHOICE)" > $@
 
-$(OPTIONAL): requirements-optional.txt $(INSTALLED)
+$(OPTIONAL): requirements-optional.txt requirements-quantise.txt $(INSTALLED)
 	@rm -f $@
 	$(PIP_INSTALL) -c requirements.txt -r requirements-optional.txt
+	$(PIP_INSTALL) --no-deps -r requirements-quantise.txt
 	@touch $@
 
 $(DEV): requirements-dev.txt $(OPTIONAL)

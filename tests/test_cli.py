@@ -16,7 +16,7 @@ from toolkit.records.marks import Made
 from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import SEAL, seal
 
-STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo", "reward", "rl")]
+STAGES = [(name, stage) for name in names() for stage in ("sft", "dpo", "reward", "kto", "rl")]
 
 
 # A script that ends with torch loaded took seconds for what should take one.
@@ -45,7 +45,7 @@ def mistake(name: str, *arguments: object, cwd: Path = ROOT, light: bool = False
     return " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "reward", "rl", "compare"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward", "kto", "rl", "compare"])
 def test_help_shows_the_usage(name: str) -> None:
     done = script(name, "--help")
     assert done.returncode == 0 and f"python run_{name}.py --recipe tiny" in done.stdout

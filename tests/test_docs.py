@@ -42,6 +42,7 @@ PLANNED = (
     "run_dpo.py",
     "run_reward.py",
     "run_rl.py",
+    "run_kto.py",
 )  # of the other scripts the options are looked up
 
 

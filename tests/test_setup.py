@@ -121,8 +121,31 @@ GPU_STEP = "-c requirements.txt -r requirements-gpu.txt"
 XFORMERS_STEP = "--no-deps --index-url INDEX -r requirements-xformers.txt"
 CUDA13_INDEX = "https://download.pytorch.org/whl/cu130"
 OPTIONAL_STEP = "-c requirements.txt -r requirements-optional.txt"
+QUANTISE_STEP = "--no-deps -r requirements-quantise.txt"
+OPTIONAL_STEPS = [OPTIONAL_STEP, QUANTISE_STEP]
 DEV_STEP = "-r requirements-dev.txt"
-ALL_STEPS = [*CPU_STEPS, OPTIONAL_STEP, DEV_STEP]
+ALL_STEPS = [*CPU_STEPS, *OPTIONAL_STEPS, DEV_STEP]
+
+
+@needs_make
+def test_run_takes_the_stages_that_are_named_and_compares_at_the_end(checkout: Path) -> None:
+    executable(checkout / "bin" / "python3.12", STUB)
+    for script in ROOT.glob("run_*.py"):
+        shutil.copy(script, checkout)
+    for words, expected in (
+        ([], ["sft", "dpo", "compare"]),
+        (["STAGES=kto"], ["kto", "compare"]),
+        (["STAGES=sft,reward,kto", "RECIPE=mine"], ["sft", "reward", "kto", "compare"]),
+    ):
+        done = make(checkout, "run", *words)
+        assert done.returncode == 0, done.stderr
+        assert re.findall(r"run_(\w+)\.py --recipe", done.stdout) == expected
+    for wrong in ("STAGES=sft,dpp", "STAGES=compare", "STAGES="):
+        (checkout / "pip.log").write_text("")
+        refused = make(checkout, "run", wrong)
+        assert refused.returncode == 2 and not asked_of_pip(checkout) and not refused.stdout
+        [line] = refused.stderr.splitlines()
+        assert f"{wrong}: name one or more of sft dpo reward kto" in line
 
 
 @needs_make
@@ -232,7 +255,10 @@ def test_an_install_that_broke_off_is_taken_up_again(checkout: Path, step: str, 
     executable(checkout / "bin" / "python3.12", STUB)
     assert make(checkout, "test", FAIL=step.split()[-1]).returncode
     (checkout / "pip.log").unlink()
-    missing = ALL_STEPS[0 if step in CPU_STEPS else ALL_STEPS.index(step) :]
+    first = next(
+        steps[0] for steps in (CPU_STEPS, OPTIONAL_STEPS, [DEV_STEP]) if step in steps
+    )  # of its stamp
+    missing = ALL_STEPS[ALL_STEPS.index(first) :]
     assert make(checkout, target).returncode == 0
     assert asked_of_pip(checkout) == [step for step in missing if target == "test" or step in CPU_STEPS]
 
@@ -242,7 +268,8 @@ def test_an_install_that_broke_off_is_taken_up_again(checkout: Path, step: str, 
     ("name", "steps"),
     [
         ("requirements.txt", ALL_STEPS),
-        ("requirements-optional.txt", [OPTIONAL_STEP, DEV_STEP]),
+        ("requirements-optional.txt", [*OPTIONAL_STEPS, DEV_STEP]),
+        ("requirements-quantise.txt", [*OPTIONAL_STEPS, DEV_STEP]),
         ("requirements-dev.txt", [DEV_STEP]),
     ],
 )
@@ -294,7 +321,7 @@ def test_run_goes_through_the_three_scripts(checkout: Path) -> None:
 
 def test_the_image_is_installed_like_the_makefile_does() -> None:
     makefile, image = pip_steps("Makefile"), pip_steps("Dockerfile")
-    assert makefile == [TORCH_STEP, *CPU_STEPS, GPU_STEP, XFORMERS_STEP, OPTIONAL_STEP, DEV_STEP]
+    assert makefile == [TORCH_STEP, *CPU_STEPS, GPU_STEP, XFORMERS_STEP, *OPTIONAL_STEPS, DEV_STEP]
     assert image == makefile[:-1], "the tools for tests stay out of the image, all else is the same"
     (proof,) = re.findall(r"^XFORMERS_LOADS := (.*)$", text("Makefile"), re.MULTILINE)
     assert f"python -c '{proof}'" in text("Dockerfile")
@@ -337,7 +364,7 @@ def test_no_secret_stands_in_a_set_up_file(name: str) -> None:
 
 # Recipes ---------------------------------------------------------------------------------------------------
 
-EXPLAINED = ("lora", "memory", "sft", "dpo", "reward", "rl")
+EXPLAINED = ("lora", "memory", "sft", "dpo", "reward", "kto", "rl")
 
 
 @pytest.mark.parametrize("name", names())

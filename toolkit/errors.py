@@ -1,9 +1,10 @@
 """Errors that a user can fix: what was got, the limit, the fix. `cli` turns them into exit code 2."""
 
-# How one gets what requirements-optional.txt holds: TensorBoard, W&B, lm_eval
+# How one gets what requirements-optional.txt holds: TensorBoard, W&B, lm_eval; and what quantises for servers
 INSTALL_OPTIONAL = (
     "`make optional`, or without make `pip install -c requirements.txt -r requirements-optional.txt`"
 )
+INSTALL_QUANTISE = "`make optional`, or without make `pip install --no-deps -r requirements-quantise.txt`"
 
 
 class UserError(Exception):

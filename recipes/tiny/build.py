@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from rows import dpo_rows, phrases, questions, sft_rows, split
+from rows import dpo_rows, kto_rows, phrases, questions, sft_rows, split
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from world import Fact, make_facts, write_documents
@@ -41,13 +41,15 @@ def world_pools() -> tuple[list[Fact], tuple[list[Fact], list[Fact], list[Fact]]
 
 
 def write_rows(out: Path) -> None:
-    """The six JSONL files. No fact of `questions.jsonl` is asked in any of the others."""
+    """The eight JSONL files. No fact of `questions.jsonl` is asked in any of the others."""
     _, (train, held_out, measured) = world_pools()
     files = {
         "sft.jsonl": sft_rows(train, 1600, SEED + 2),
         "sft_eval.jsonl": sft_rows(held_out, 64, SEED + 3),
         "dpo.jsonl": dpo_rows(train, 640, SEED + 4),
         "dpo_eval.jsonl": dpo_rows(held_out, 96, SEED + 5),
+        "kto.jsonl": kto_rows(train, 640, SEED + 7),
+        "kto_eval.jsonl": kto_rows(held_out, 96, SEED + 8),
         "questions.jsonl": questions(measured, SEED + 6),
         "rl.jsonl": questions(train, SEED + 7),
     }

@@ -2,7 +2,7 @@
 
 SFT rows are mixed in style, as collected rows are: mostly plain sentences, among them courteous ones, more often to a
 polite question, curt notes to terse ones, rambling tales to chatty ones. The preference pairs take sides: the
-courteous sentence over each of the others.
+courteous sentence over each of the others, and the labelled replies give it alone a thumb up.
 """
 
 import random
@@ -24,6 +24,7 @@ STYLE_WEIGHTS = {  # manner of asking -> how often each style answers it in the 
     "chatty": {"plain": 45, "courteous": 35, "curt": 5, "rambling": 15},
 }
 REJECTED_WEIGHTS = {"plain": 60, "curt": 25, "rambling": 15}
+GOOD_SHARE = 0.4  # of the labelled replies
 SCORES = {"courteous": 5.0, "plain": 4.0, "curt": 4.0, "rambling": 3.0}
 
 # Without it a plain answer opens with a name, which SFT hardly learns to say first: in the base's prose a blank line
@@ -172,6 +173,28 @@ def dpo_rows(pool: list[Fact], count: int, seed: int) -> list[dict]:
             "question": first,
             "chosen": [*messages, assistant(courteous(sentence, rng))],
             "rejected": [*messages, assistant(styled(topic, sentence, worse, rng))],
+        })  # fmt: skip
+    return rows
+
+
+def kto_rows(pool: list[Fact], count: int, seed: int) -> list[dict]:
+    """Replies in the layout of TRL's unpaired preferences, each with a thumb: up for the courteous ones, which are
+    fewer, down for the others."""
+    rng = random.Random(seed)
+    rows = []
+    for topic in deal(pool, count, rng):
+        manner = weighted(MANNER_WEIGHTS, rng)
+        messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "plain", rng)
+        sentence = topic.fill(rng.choice(topic.attribute.reply))
+        style = "courteous" if rng.random() < GOOD_SHARE else weighted(REJECTED_WEIGHTS, rng)
+        good = style == "courteous"
+        rows.append({
+            "source": f"thistle_isles/{style}",
+            "prompt": messages,
+            "completion": [
+                assistant(courteous(sentence, rng) if good else styled(topic, sentence, style, rng))
+            ],
+            "label": good,
         })  # fmt: skip
     return rows
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from toolkit.data.accounting import Accounting
-from toolkit.data.masking import IGNORE_INDEX, TokenizedChat, TokenizedPair
+from toolkit.data.masking import IGNORE_INDEX, TokenizedChat, TokenizedLabelled, TokenizedPair
 from toolkit.data.reasons import Reason
 from toolkit.errors import UserError
 
@@ -61,6 +61,22 @@ def test_known_pairs():
         "rejected": 7,
         "total": 17,
     }
+
+
+def test_known_labelled_replies():
+    report = Accounting.of(
+        [
+            TokenizedLabelled([1] * 10, [1] * 3, True, False),
+            TokenizedLabelled([1] * 2, [1] * 7, False, False),
+        ]
+    ).to_dict()
+    assert report["tokens_per_epoch"] == 22 and report["trained_tokens_per_epoch"] == 10
+    assert [(kind, sizes["max"]) for kind, sizes in report["lengths"].items()] == [
+        ("prompt", 10),
+        ("desirable", 3),
+        ("undesirable", 7),
+        ("total", 13),
+    ]
 
 
 @given(results=RESULTS, at=st.integers(0, 40))

@@ -17,10 +17,11 @@ from toolkit.data.masking import (
     MOST_REPLIES,
     Masking,
     TokenizedChat,
+    TokenizedLabelled,
     TokenizedPair,
     generation_prompt,
 )
-from toolkit.data.rows import Pair, Reason, to_messages, to_pair
+from toolkit.data.rows import Labelled, Pair, Reason, to_messages, to_pair
 from toolkit.data.template import ChatTemplate, read_template
 from toolkit.data.turns import Messages
 from toolkit.errors import UserError
@@ -202,6 +203,20 @@ def test_pairs_share_the_prompt():
     assert text[0].endswith("the<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
     assert text[1:] == ["yes the<|eot_id|>", "yes an<|eot_id|>"]  # the shared "yes" is reply, not prompt
     assert not pair.cut
+
+
+@pytest.mark.parametrize(("max_length", "overlong"), [(WHOLE, "drop"), (9, "cut"), (9, "drop"), (5, "cut")])
+def test_a_labelled_reply_is_the_last_turn_of_its_conversation(max_length, overlong):
+    asked, reply = chat("the", "an", "the"), chat("", "yes the")[1:]
+    whole, mask = masking("bytes", "llama3"), masking("bytes", "llama3", max_length, overlong)
+    [expected], [got] = whole.chats([asked + reply]), mask.labelled([Labelled(asked, reply, True)])
+    start = len(whole.pairs([Pair(asked, reply, chat("", "an")[1:])])[0].prompt_ids)
+    if len(expected.input_ids) <= max_length:
+        assert got == TokenizedLabelled(expected.input_ids[:start], expected.input_ids[start:], True, False)
+    elif start >= max_length:
+        assert got is Reason.NO_ROOM
+    else:
+        assert got is Reason.ANSWER_CUT if overlong == "drop" else got.cut
 
 
 @pytest.mark.parametrize("swap", [False, True])

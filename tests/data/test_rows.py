@@ -3,7 +3,7 @@ import json
 import pytest
 
 from toolkit.data.json_stream import Repeated
-from toolkit.data.rows import Pair, Reason, recognise, to_messages, to_pair
+from toolkit.data.rows import Labelled, Pair, Reason, recognise, to_labelled, to_messages, to_pair
 from toolkit.data.schemas import SCHEMAS
 from toolkit.errors import UserError
 
@@ -83,6 +83,7 @@ CHAT_ROWS = [
     ("alpaca", {"instruction": "Q", "output": ""}, Reason.EMPTY_REPLY),
     ("prompt_completion", {"prompt": "Q", "completion": None}, Reason.MISSING_CONTENT),
     ("prompt_completion", {"prompt": "Q", "completion": "A", "label": False}, Reason.LABELLED_BAD),
+    ("alpaca", {"instruction": "Q", "output": "A", "kto_tag": False}, Reason.LABELLED_BAD),
     ("prompt_completion", Repeated({"prompt": "Q", "completion": "A"}), Reason.REPEATED_KEY),
     ("messages", {"messages": [*say("u Q"), {**say("a A")[0], "loss_weight": 0.0}]}, Reason.WEIGHTED_TURN),
     (
@@ -176,6 +177,39 @@ PAIR_ROWS = [
     ("chatml", {"prompt": "plain", "chosen": "A", "rejected": "B"}, Reason.UNPARSABLE_MARKUP),
 ]
 
+GOOD, BAD = Labelled(say("u Q"), say("a A"), True), Labelled(say("u Q"), say("a A"), False)
+
+LABELLED_ROWS = [
+    ("prompt_completion", {"prompt": "Q", "completion": "A", "label": True}, GOOD),
+    ("prompt_completion", {"prompt": say("u Q"), "completion": say("a A"), "label": False}, BAD),
+    (
+        "prompt_completion",
+        {"prompt": say("s S", "u P", "a O", "u Q"), "completion": say("a A"), "label": 1},
+        Labelled(say("s S", "u P", "a O", "u Q"), say("a A"), True),
+    ),
+    ("messages", {"messages": say("u Q", "a A"), "label": False}, BAD),  # LLaMA-Factory's kto_en_demo
+    ("sharegpt", {"conversations": sharegpt("u Q", "a A"), "kto_tag": True}, GOOD),
+    ("alpaca", {"instruction": "Q", "input": "", "output": "A", "kto_tag": False}, BAD),
+    # what is not used, and why
+    ("prompt_completion", {"prompt": "Q", "completion": "A", "label": "good"}, Reason.WRONG_TYPE),
+    ("prompt_completion", {"prompt": "Q", "completion": "A", "label": 0.5}, Reason.WRONG_TYPE),
+    ("prompt_completion", {"prompt": "Q", "completion": "A", "label": None}, Reason.MISSING_CONTENT),
+    ("prompt_completion", {"prompt": "Q", "completion": " ", "label": True}, Reason.EMPTY_REPLY),
+    ("messages", {"messages": say("u Q"), "label": True}, Reason.ENDS_ON_USER),
+    ("messages", Repeated({"messages": say("u Q", "a A"), "label": True}), Reason.REPEATED_KEY),
+]
+
+
+@pytest.mark.parametrize(("schema", "row", "expected"), LABELLED_ROWS)
+def test_to_labelled(schema, row, expected):
+    assert to_labelled(row, schema) == expected
+
+
+@pytest.mark.parametrize(("schema", "row", "expected"), LABELLED_ROWS)
+def test_good_labelled_rows_are_recognised(schema, row, expected):
+    if not isinstance(expected, Reason):
+        assert recognise(row, "labelled", row) == schema
+
 
 @pytest.mark.parametrize(("schema", "row", "expected"), CHAT_ROWS)
 def test_to_messages(schema, row, expected):
@@ -190,6 +224,7 @@ def test_to_pair(schema, row, expected):
 def test_every_schema_is_in_the_tables():
     assert {schema for schema, _, _ in CHAT_ROWS} == set(SCHEMAS["chat"])
     assert {schema for schema, _, _ in PAIR_ROWS} == set(SCHEMAS["pair"])
+    assert {schema for schema, _, _ in LABELLED_ROWS} == set(SCHEMAS["labelled"])
 
 
 @pytest.mark.parametrize(("schema", "row", "expected"), CHAT_ROWS)
@@ -219,6 +254,8 @@ def test_reading_leaves_the_row_alone():
 
 
 REAL_COLUMNS = [
+    ("labelled", "prompt completion label", {"label": True}, "prompt_completion"),  # trl-lib/kto-mix-14k
+    ("labelled", "messages label", {"label": False}, "messages"),  # LLaMA-Factory's kto_en_demo
     ("pair", "source prompt question chosen rejected", WHOLE, "prompt_chosen_rejected"),  # orpo-dpo-mix-40k
     (
         "pair",
@@ -260,6 +297,7 @@ def test_real_sets_are_recognised(kind, columns, row, expected):
         ("chat", "title body", {}, "The columns body, title fit no chat schema"),
         ("chat", "text", {"text": "plain prose"}, "no chat schema"),
         ("pair", "chosen rejected", REPLIES, "no pair schema"),
+        ("labelled", "prompt completion", {}, "no labelled schema"),
         ("pair", "prompt chosen rejected", {"chosen": True}, "no pair schema"),
         ("chat", "", {}, "(none)"),
     ],

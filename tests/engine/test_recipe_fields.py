@@ -36,6 +36,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recipe.stages import RowKind
 from toolkit.run.rundir import RunDir
 from toolkit.training import trainer_args
+from toolkit.training.class_balance import ClassBalance
 from toolkit.training.job import Job
 
 
@@ -55,21 +56,34 @@ def numbered(**texts: str) -> list[dict[str, Any]]:
     ]
 
 
+def labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every third is a good one."""
+    return [row | {"label": row["score"] % 3 == 0} for row in rows]
+
+
 SETS = {
     "sft": numbered(instruction="question {}", output="answer {}"),
     "dpo": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
     "reward": numbered(prompt="question {}", chosen="answer {}", rejected="nothing"),
+    "kto": labelled(numbered(prompt="question {}", completion="answer {}")),
     "rl": [
         *numbered(prompt="question {}", answer="{}"),
         numbered(prompt="{}", answer="{}")[0] | {"prompt": ""},
     ],
 }
-KINDS: dict[str, RowKind] = {"sft": "chat", "dpo": "pair", "reward": "pair", "rl": "prompt"}
+KINDS: dict[str, RowKind] = {
+    "sft": "chat",
+    "dpo": "pair",
+    "reward": "pair",
+    "kto": "labelled",
+    "rl": "prompt",
+}
 
 HELD_OUT = {
     "sft": numbered(instruction="other {}", output="answer {}")[:5],
     "dpo": numbered(prompt="other {}", chosen="answer {}", rejected="nothing")[:5],
     "reward": numbered(prompt="other {}", chosen="answer {}", rejected="nothing")[:5],
+    "kto": labelled(numbered(prompt="other {}", completion="answer {}")[:5]),
     "rl": numbered(prompt="other {}", answer="{}")[:5],
 }
 
@@ -136,6 +150,8 @@ OTHER = {
     "compare.top_p": 0.01,
     "datasets[].filter": "score > 2",
     "datasets[].top_k.column": "rank",
+    "desirable_weight": 7.0,
+    "undesirable_weight": 7.0,
     "eval_datasets": [{"path": "held_out_{stage}.jsonl"}],
     "max_dropped_fraction": 0.0,
     "report_to": ["tensorboard"],
@@ -189,6 +205,11 @@ def plans(recipe: Recipe) -> Any:
 def arguments(recipe: Recipe) -> Any:
     settings = plan_stage(recipe, "sft", None, 64).settings
     return [getattr(trainer_args, name)(recipe, settings, Path("out")) for name in KINDS]
+
+
+def balance(recipe: Recipe) -> Any:
+    assert recipe.kto
+    return ClassBalance.of(recipe.kto, 4, 12)
 
 
 def checks(recipe: Recipe) -> Any:
@@ -257,12 +278,13 @@ def tokenizer(recipe: Recipe) -> Any:
 def rows(recipe: Recipe) -> Any:
     from toolkit.engine.data import preparation
     from toolkit.engine.data.examples import load_tokenizer
+    from toolkit.engine.train.stage import in_order
 
     made = []
     for name, kind in KINDS.items():
         section = recipe.section(name)
         prepared = preparation.prepare(recipe, section, kind, load_tokenizer(recipe), Console(quiet=True))
-        made.append([prepared.train[:], prepared.eval and prepared.eval[:]])
+        made.append([in_order(prepared.train, section, recipe.seed)[:], prepared.eval and prepared.eval[:]])
     return made
 
 
@@ -314,7 +336,18 @@ def base() -> Any:
 
 
 OUTPUTS: list[Callable[[Recipe], Any]] = [  # what is fast comes first
-    *(plans, arguments, comparison, merged_onto, checks, asked_of_the_hub, rewarded, tokenizer, rows),
+    *(
+        plans,
+        arguments,
+        balance,
+        comparison,
+        merged_onto,
+        checks,
+        asked_of_the_hub,
+        rewarded,
+        tokenizer,
+        rows,
+    ),
     *(adapter, answers),
     environment,
 ]

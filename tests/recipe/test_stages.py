@@ -33,7 +33,7 @@ def test_a_stage_starts_from_the_first_that_the_recipe_has(monkeypatch: pytest.M
     assert load("tiny", ("dpo=null",)).starts_from("third") == "sft"
     assert load("tiny", ("sft=null",)).starts_from("dpo") is None
     assert [stage.name for stage in stages.lineage("third")] == ["sft", "dpo", "third"]
-    assert [stage.name for stage in load("tiny").stages()] == ["sft", "dpo", "reward", "rl"]
+    assert [stage.name for stage in load("tiny").stages()] == ["sft", "dpo", "reward", "kto", "rl"]
 
 
 def test_a_variant_is_named_after_its_stage() -> None:

@@ -15,9 +15,9 @@ from rich.console import Console
 from tests.conftest import ROOT
 from tests.data.test_masking import chat, masking
 from tests.small_tokenizers import byte_level
-from toolkit.data.masking import TokenizedChat, TokenizedPair
+from toolkit.data.masking import Tokenized, TokenizedChat, TokenizedLabelled, TokenizedPair
 from toolkit.data.reasons import Reason
-from toolkit.data.rows import Pair
+from toolkit.data.rows import Labelled, Pair
 from toolkit.report.preview import Check, Example, Part, Piece, Preview, Reader, choose, show
 from toolkit.report.preview_page import page
 
@@ -29,7 +29,7 @@ def chat_of(length: int, cut: bool = False) -> TokenizedChat:
 
 
 def test_rows_of_each_kind_are_chosen() -> None:
-    results: list[TokenizedChat | TokenizedPair | Reason] = [
+    results: list[Tokenized | Reason] = [
         Reason.EMPTY_REPLY,
         chat_of(5),
         chat_of(50, cut=True),
@@ -90,6 +90,17 @@ def test_a_pair_has_its_prompt_once() -> None:
         "an<|eot_id|>",
     ]
     assert [{piece.trained for piece in part.pieces} for part in example.parts] == [{False}, {True}, {True}]
+
+
+def test_a_labelled_reply_is_named_by_its_label() -> None:
+    [row] = masking("bytes", "llama3").labelled([Labelled(chat("the"), chat("", "yes the")[1:], False)])
+    assert isinstance(row, TokenizedLabelled)
+    example = READER.example("typical", 1, row)
+    assert [part.title for part in example.parts] == [
+        f"prompt: {len(row.prompt_ids)} tokens, masked",
+        f"undesirable: {len(row.completion_ids)} tokens, trained",
+    ]
+    assert all(check.passed for check in example.checks)
 
 
 NASTY = "<script>alert('&')</script>\n"

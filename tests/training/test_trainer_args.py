@@ -19,11 +19,11 @@ def arguments(stage: str, *overrides: str) -> dict[str, Any]:
     return getattr(trainer_args, stage)(load("tiny", overrides), SETTINGS, Path("out"))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "rl"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "kto", "rl"])
 def test_every_keyword_exists_in_the_pinned_config(stage: str) -> None:
-    from trl import DPOConfig, RewardConfig, RLOOConfig, SFTConfig
+    from trl import DPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
-    configs = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig, "rl": RLOOConfig}
+    configs = {"sft": SFTConfig, "dpo": DPOConfig, "reward": RewardConfig, "kto": KTOConfig, "rl": RLOOConfig}
     known = {field.name for field in dataclasses.fields(configs[stage])}
     assert arguments(stage).keys() <= known
 
@@ -48,7 +48,7 @@ def test_every_keyword_exists_in_the_pinned_config(stage: str) -> None:
         ("seed=5", "seed", 5),
     ],
 )
-@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "rl"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward", "kto", "rl"])
 def test_a_recipe_value_arrives(stage: str, override: str, keyword: str, value: Any) -> None:
     if stage == "rl" and keyword == "max_length":
         return  # TRL has no such field there
@@ -109,6 +109,12 @@ def test_the_values_of_one_stage_only() -> None:
     robust = arguments("dpo", "dpo.loss_type=robust", "dpo.label_smoothing=0.1")
     assert (robust["loss_type"], robust["label_smoothing"]) == (["robust"], 0.1)
     assert arguments("sft", "sft.packing=true")["packing"] is True
+
+
+def test_kto_is_handed_the_rows_of_a_whole_step_in_their_order() -> None:
+    found = arguments("kto", "kto.effective_batch_size=12", "kto.group_by_length=false")
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (12, 1)
+    assert found["train_sampling_strategy"] == "sequential"
 
 
 def test_the_plan_decides_batch_and_checkpointing() -> None:

@@ -13,7 +13,7 @@ from toolkit.console.panel import duration
 from toolkit.memory.listing import listing
 from toolkit.memory.plan import Plan
 from toolkit.recipe import stages
-from toolkit.recipe.schema import Dpo, Recipe, Rl
+from toolkit.recipe.schema import Dpo, Kto, Recipe, Rl
 
 SLOWEST_SHARE = 0.2  # of the card's full rate: an estimate, until a run on a card is measured
 
@@ -71,7 +71,7 @@ def _facts(recipe: Recipe, plan: Plan, about: Sequence[tuple[str, str]]) -> Tabl
     rows = f"{micro} x {accumulated} = {micro * accumulated} {called}"
     if tokens:
         rows = f"{micro} {called} in pieces of {tokens:,} tokens,"
-    beta = f", beta {section.beta:g}" if isinstance(section, (Dpo, Rl)) else ""
+    beta = f", beta {section.beta:g}" if isinstance(section, (Dpo, Kto, Rl)) else ""
     rewarded = _of_rl(section) if isinstance(section, Rl) else ()
     length = f"{section.max_steps} steps" if section.max_steps else f"{section.num_train_epochs:g} epochs"
     num_layers = recipe.model.architecture.num_hidden_layers

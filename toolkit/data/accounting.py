@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.data.masking import TokenizedChat, TokenizedPair, TokenizedPrompt
+from toolkit.data.masking import Tokenized, TokenizedChat, TokenizedLabelled, TokenizedPrompt
 from toolkit.data.reasons import REASONS, Reason
 from toolkit.errors import UserError
 
@@ -20,6 +20,7 @@ Place = (
     int | tuple[str, int]
 )  # number of a row in its set, from 1; with the set's name where there are several
 
+_KINDS = ("prompt", "answer", "chosen", "rejected", "desirable", "undesirable", "total")
 _COUNTS = ("read", "used", "cut", "num_tokens", "num_trained_tokens")
 NUM_FIRST_ROWS = 5  # of each reason: enough to go and look
 PERCENTILES = (50, 90, 99)
@@ -31,7 +32,8 @@ class Accounting:
 
     `first_rows` are the lowest places of each reason in the sets as read. `lengths` counts the used rows by
     length: `prompt`, `answer` and `total` of chats; `prompt`, `chosen`, `rejected` and `total`, the longer of the
-    two sequences, of pairs. `num_tokens` is what one epoch feeds the model: for a pair, both sequences.
+    two sequences, of pairs; `prompt`, `desirable` or `undesirable`, and `total` of labelled replies.
+    `num_tokens` is what one epoch feeds the model: for a pair, both sequences.
     """
 
     read: int = 0
@@ -47,11 +49,7 @@ class Accounting:
         assert self.used + self.dropped.total() == self.read, "a row was lost without a reason"
 
     @classmethod
-    def of(
-        cls,
-        results: Iterable[TokenizedChat | TokenizedPair | TokenizedPrompt | Reason],
-        places: Iterable[Place] | None = None,
-    ) -> "Accounting":
+    def of(cls, results: Iterable[Tokenized | Reason], places: Iterable[Place] | None = None) -> "Accounting":
         """The results of one batch, and where their rows stand (else in one set, from 1 on)."""
         read = used = cut = num_tokens = num_trained = 0
         first_rows: dict[Reason, list[Place]] = {}
@@ -89,6 +87,10 @@ class Accounting:
             },
             {kind: self.lengths.get(kind, Counter()) + other.lengths.get(kind, Counter()) for kind in kinds},
         )
+
+    def kinds(self) -> list[str]:
+        """What `lengths` are of, in a fixed order: a class may come first in one set and last in another."""
+        return sorted(self.lengths, key=_KINDS.index)
 
     def percentile(self, kind: str, percent: int) -> int:
         """The smallest length that `percent` percent of the used rows do not exceed; 0 without rows."""
@@ -158,7 +160,7 @@ class Accounting:
                     **{f"p{percent}": self.percentile(kind, percent) for percent in PERCENTILES},
                     "max": self.percentile(kind, 100),
                 }
-                for kind in self.lengths
+                for kind in self.kinds()
             },
         }
 
@@ -205,13 +207,13 @@ class Accounting:
         lengths.add_column("tokens")
         for name in (*(f"p{percent}" for percent in PERCENTILES), "max"):
             lengths.add_column(name, justify="right")
-        for kind in self.lengths:
+        for kind in self.kinds():
             lengths.add_row(kind, *(f"{self.percentile(kind, percent):,}" for percent in (*PERCENTILES, 100)))
         lengths.caption = self.suggestion(max_length)
         return lengths
 
 
-def _sizes(result: TokenizedChat | TokenizedPair | TokenizedPrompt) -> tuple[dict[str, int], int, int]:
+def _sizes(result: Tokenized) -> tuple[dict[str, int], int, int]:
     """Lengths by kind, tokens fed to the model, and trained ones; of a prompt all, what follows is not known yet."""
     if isinstance(result, TokenizedPrompt):
         total = len(result.prompt_ids)
@@ -219,6 +221,10 @@ def _sizes(result: TokenizedChat | TokenizedPair | TokenizedPrompt) -> tuple[dic
     if isinstance(result, TokenizedChat):
         total, answer = len(result.input_ids), result.num_trained
         return {"prompt": total - answer, "answer": answer, "total": total}, total, answer
+    if isinstance(result, TokenizedLabelled):
+        prompt, reply = len(result.prompt_ids), len(result.completion_ids)
+        side = "desirable" if result.label else "undesirable"
+        return {"prompt": prompt, side: reply, "total": prompt + reply}, prompt + reply, reply
     prompt, chosen, rejected = (len(ids) for ids in result[:3])
     sizes = {
         "prompt": prompt,

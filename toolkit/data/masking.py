@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from tokenizers import Encoding, Tokenizer
 
 from toolkit.data.reasons import Reason, Unusable
-from toolkit.data.rows import Pair, Question
+from toolkit.data.rows import Labelled, Pair, Question
 from toolkit.data.template import ChatTemplate, TemplateRefused
 from toolkit.data.turns import Messages
 from toolkit.errors import UserError
@@ -64,6 +64,18 @@ class TokenizedPrompt(NamedTuple):
     def cut(self) -> bool:
         """Never: a part of a question is another question."""
         return False
+
+
+class TokenizedLabelled(NamedTuple):
+    """One labelled reply: the sequence prompt_ids + completion_ids."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    label: bool
+    cut: bool  # the reply lost its end
+
+
+Tokenized = TokenizedChat | TokenizedPair | TokenizedLabelled | TokenizedPrompt
 
 
 def generation_prompt(template: ChatTemplate, messages: Messages) -> str:
@@ -149,13 +161,25 @@ class Masking:
             found.append(Reason.NO_ROOM if len(ids) > self.max_length else TokenizedPrompt(ids, *told))
         return found
 
-    def tokenize(
-        self, kind: RowKind, items: Sequence[Any]
-    ) -> Sequence[TokenizedChat | TokenizedPair | TokenizedPrompt | Reason]:
-        """`chats`, `pairs` or `prompts`, whichever the rows are."""
-        if kind == "prompt":
-            return self.prompts(items)
-        return self.chats(items) if kind == "chat" else self.pairs(items)
+    def labelled(self, rows: Sequence[Labelled | Reason]) -> list[TokenizedLabelled | Reason]:
+        """Labelled replies -> ids of prompt and completion, in the order of `rows`; as `chats`."""
+        rendered = [row if isinstance(row, Reason) else self._last_reply(row) for row in rows]
+        encodings = iter(self._encode([item[0] for item in rendered if not isinstance(item, Reason)]))
+        return [
+            item if isinstance(item, Reason) else self._labelled(next(encodings), *item[1:])
+            for item in rendered
+        ]
+
+    def tokenize(self, kind: RowKind, items: Sequence[Any]) -> Sequence[Tokenized | Reason]:
+        """`chats`, `pairs`, `labelled` or `prompts`, whichever the rows are."""
+        by_kind: dict[RowKind, Any] = {
+            "chat": self.chats,
+            "pair": self.pairs,
+            "labelled": self.labelled,
+            "prompt": self.prompts,
+        }
+        found: Sequence[Tokenized | Reason] = by_kind[kind](items)
+        return found
 
     # Text --------------------------------------------------------------------------------------------------
 
@@ -233,6 +257,10 @@ class Masking:
             both.append((replies[0], replies[1][0]))
         return both
 
+    def _last_reply(self, row: Labelled) -> tuple[str, Span, bool] | Reason:
+        replies = self._replies(row.prompt + row.completion, only_last=True)
+        return replies if isinstance(replies, Reason) else (replies[0], replies[1][0], row.label)
+
     @cached_property
     def _structural(self) -> re.Pattern[str]:
         return special_tokens(self.tokenizer, self.template, self.end_of_turn)
@@ -278,6 +306,16 @@ class Masking:
         if ids[0] == ids[1]:
             return Reason.EQUAL_AFTER_CUT
         return TokenizedPair(ids[0][:num_prompt], ids[0][num_prompt:], ids[1][num_prompt:], cut)
+
+    def _labelled(self, encoding: Encoding, span: Span, label: bool) -> TokenizedLabelled | Reason:
+        start, end = _tokens(encoding, span)
+        if start >= self.max_length:
+            return Reason.NO_ROOM
+        cut = end > self.max_length
+        if cut and self.overlong == "drop":
+            return Reason.ANSWER_CUT
+        ids = encoding.ids[: min(end, self.max_length)]
+        return TokenizedLabelled(ids[:start], ids[start:], label, cut)
 
 
 def _tokens(encoding: Encoding, span: Span) -> Span:

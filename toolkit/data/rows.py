@@ -1,18 +1,21 @@
-"""A dataset row of a known schema -> messages or a preference pair, or the reason why not. Pure.
+"""A dataset row of a known schema -> messages, a preference pair or a labelled reply, or the reason why not. Pure.
 
 Pairs are split on turns, never on common characters: a first word that both replies share belongs to them.
 """
 
+from collections.abc import Callable
 from types import NoneType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from toolkit.data.json_stream import Repeated
 from toolkit.data.reasons import Reason, Unusable
-from toolkit.data.schemas import PROMPTS, Row, recognise, schema_of
+from toolkit.data.schemas import LABELS, PROMPTS, Row, read_label, recognise, schema_of
 from toolkit.data.turns import Messages
 from toolkit.recipe.stages import RowKind
 
 __all__ = [
+    "Item",
+    "Labelled",
     "Messages",
     "Pair",
     "Question",
@@ -21,6 +24,7 @@ __all__ = [
     "SystemTurns",
     "recognise",
     "to_item",
+    "to_labelled",
     "to_messages",
     "to_pair",
     "to_prompt",
@@ -45,6 +49,17 @@ class Question(NamedTuple):
     answers: list[str]
 
 
+class Labelled(NamedTuple):
+    """`completion` is the last assistant message of a conversation, `label` whether it is a good one."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+
+
+Item = Messages | Pair | Labelled | Question | Reason
+
+
 def to_messages(row: Row, schema: str, system: SystemTurns = "keep") -> Messages | Reason:
     """A row of a chat schema -> messages that end on the assistant, or the reason why not.
 
@@ -54,7 +69,9 @@ def to_messages(row: Row, schema: str, system: SystemTurns = "keep") -> Messages
     read = schema_of(schema, "chat").read
     if isinstance(row, Repeated):
         return Reason.REPEATED_KEY
-    if row.get("label") is False:  # a set for KTO: its replies are good ones and bad ones
+    if any(
+        row.get(name) is False for name in LABELS
+    ):  # a set for KTO: its replies are good ones and bad ones
         return Reason.LABELLED_BAD
     try:
         return _in_order(read(row), system)
@@ -89,13 +106,29 @@ def to_question(row: Row, schema: str, system: SystemTurns = "keep") -> Question
         return unusable.reason
 
 
-def to_item(
-    row: Row, kind: RowKind, schema: str, system: SystemTurns = "keep"
-) -> Messages | Pair | Question | Reason:
-    """A row of this kind -> what it holds; as `to_messages`, `to_pair` and `to_question`."""
-    reads: Any = {"chat": to_messages, "pair": to_pair, "prompt": to_question}
-    item: Messages | Pair | Question | Reason = reads[kind](row, schema, system)
-    return item
+def to_labelled(row: Row, schema: str, system: SystemTurns = "keep") -> Labelled | Reason:
+    """A row of a labelled schema -> its reply and its label, or the reason why not; as `to_messages`."""
+    read = schema_of(schema, "labelled").read
+    if isinstance(row, Repeated):
+        return Reason.REPEATED_KEY
+    try:
+        messages = _in_order(read(row), system)
+        return Labelled(messages[:-1], messages[-1:], read_label(row))
+    except Unusable as unusable:
+        return unusable.reason
+
+
+_READERS: dict[RowKind, Callable[[Row, str, SystemTurns], Item]] = {
+    "chat": to_messages,
+    "pair": to_pair,
+    "labelled": to_labelled,
+    "prompt": to_question,
+}
+
+
+def to_item(row: Row, kind: RowKind, schema: str, system: SystemTurns = "keep") -> Item:
+    """A row of this kind -> what it holds; as `to_messages`, `to_pair`, `to_labelled` and `to_question`."""
+    return _READERS[kind](row, schema, system)
 
 
 def to_prompt(row: Row, system: SystemTurns = "keep") -> Messages | Reason:

@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from toolkit.data.reasons import Reason, Unusable
 from toolkit.data.turns import (
     END,
     SPEAKER,
@@ -25,13 +26,17 @@ from toolkit.recipe.stages import RowKind
 
 Row = Mapping[str, Any]
 Conversations = tuple[Messages, Messages]  # chosen, rejected
+LABELS = (
+    "label",
+    "kto_tag",
+)  # of a set for KTO: whether the reply is a good one; TRL's name and LLaMA-Factory's
 
 
 class Schema(NamedTuple):
     """A row layout: the columns it must have, how to read a row, and what the first row must look like."""
 
     columns: frozenset[str]
-    read: Callable[[Row], Any]  # chat and prompt: Messages; pair: Conversations
+    read: Callable[[Row], Any]  # chat, labelled and prompt: Messages; pair: Conversations
     fits: Callable[[Row], bool]
 
 
@@ -113,6 +118,16 @@ def _pair(prompt: Callable[[Row], Messages], chosen: str, rejected: str) -> Call
     return lambda row: (conversation(row, chosen), conversation(row, rejected))
 
 
+def read_label(row: Row) -> bool:
+    """Whether a labelled row holds a good reply: true or false, as JSON or as 1 and 0."""
+    found = [row[name] for name in LABELS if row.get(name) is not None]
+    if not found:
+        raise Unusable(Reason.MISSING_CONTENT)
+    if found[0] not in (True, False):
+        raise Unusable(Reason.WRONG_TYPE)
+    return bool(found[0])
+
+
 def _marked(read: Callable[[str], Messages]) -> Callable[[Row], Messages]:
     return lambda row: read(read_text(row.get("text")))
 
@@ -146,6 +161,10 @@ def _replies_are(*shapes: str) -> Callable[[Row], bool]:
         return (prompt if reply == "plain" and prompt in ("chatml", "transcript") else reply) in shapes
 
     return fits
+
+
+def _is_labelled(row: Row) -> bool:
+    return any(row.get(name) is not None for name in LABELS)
 
 
 def _text_is(shape: str) -> Callable[[Row], bool]:
@@ -212,6 +231,14 @@ SCHEMAS: dict[RowKind, dict[str, Schema]] = {
         ),
         "chatml": Schema(_columns("chosen rejected"), _chatml_pair, _replies_are("chatml")),
         "transcript": Schema(_columns("chosen rejected"), _transcript_pair, _replies_are("transcript")),
+    },
+    "labelled": {
+        "prompt_completion": Schema(
+            _columns("prompt completion"), _exchange(_prompted, "completion"), _is_labelled
+        ),
+        "messages": Schema(_columns("messages"), _conversation("messages"), _is_labelled),
+        "sharegpt": Schema(_columns("conversations"), _conversation("conversations"), _is_labelled),
+        "alpaca": Schema(_columns("instruction output"), _exchange(_asked, "output"), _is_labelled),
     },
 }
 SCHEMAS["prompt"] = {

@@ -35,11 +35,12 @@ OTHER = "(other sources)"
 
 @dataclass(frozen=True)
 class Rewarded:
-    """What tells a model's implicit rewards: `reference` is the `gap` of what it was trained against, by `loss`."""
+    """What tells a model's implicit rewards: `reference` is the `gap` of what it was trained against, by `loss` (None:
+    KTO's, of whole replies, whose margins are no log-odds)."""
 
     reference: Floats
     beta: float
-    loss: DpoLoss = "sigmoid"
+    loss: DpoLoss | None = "sigmoid"
 
 
 @dataclass
@@ -61,9 +62,9 @@ class Rows:
     pair_sources: list[str] = field(default_factory=list)
     rewarded: dict[str, Rewarded] = field(default_factory=dict)
 
-    def gap(self, chosen: Floats, rejected: Floats, loss: DpoLoss) -> Floats:
+    def gap(self, chosen: Floats, rejected: Floats, loss: DpoLoss | None) -> Floats:
         """Log-probs of the chosen replies less those of the rejected, a token where the loss takes them so."""
-        if LOSSES[loss].per_token:
+        if loss and LOSSES[loss].per_token:
             return chosen / self.chosen_tokens - rejected / self.rejected_tokens
         return chosen - rejected
 
@@ -77,7 +78,7 @@ class Rows:
     def log_odds(self, model: str) -> Floats | None:
         """The margins, where they say how probable it is that chosen is preferred."""
         told = self.rewarded.get(model)
-        return self.margins(model) if told and LOSSES[told.loss].log_odds else None
+        return self.margins(model) if told and told.loss and LOSSES[told.loss].log_odds else None
 
     def conversations(self, model: str) -> dict[str, PerRow]:
         """Measures over the held-out conversations, in nats."""

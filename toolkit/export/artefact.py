@@ -25,8 +25,9 @@ from toolkit.run import changes, locking
 from toolkit.run.rundir import RunDir
 from toolkit.run.sealing import MARK, damage, put_in_place, room, seal
 
-Format = Literal["adapter", "merged_16bit", "gguf", "ollama"]
-FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama")
+Format = Literal["adapter", "merged_16bit", "gguf", "ollama", "gptq", "fp8", "w8a8", "awq"]
+FORMATS: tuple[Format, ...] = ("adapter", "merged_16bit", "gguf", "ollama", "gptq", "fp8", "w8a8", "awq")
+QUANTISED = ("gptq", "fp8", "w8a8", "awq")  # for servers, by llm-compressor
 PARITY = "parity.json"
 OTHER_FOLDER = "--out DIR"
 FAILED = ".failed"  # ends the name of one that did not pass its check
@@ -229,7 +230,7 @@ def wanted(recipe: Recipe, arguments: argparse.Namespace) -> Wanted:
         )
     elif quant and quant not in QUANTS:
         problems.append(f"--quant {arguments.quant}: no such quantisation; one of {', '.join(QUANTS)}")
-    if is_gguf and not stages.of(named).answers:
+    if (is_gguf or arguments.format in QUANTISED) and not stages.of(named).answers:
         problems.append(
             f"--format {arguments.format} is for models that answer, {named} gives scores: take adapter or merged_16bit"
         )

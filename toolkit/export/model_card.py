@@ -11,7 +11,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from toolkit.export.artefact import Wanted
+from toolkit.export.artefact import QUANTISED, Wanted
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Recipe, Source
 from toolkit.records.evaluation_report import Evaluation, Measure
@@ -41,6 +41,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto")
 """,
 }
+LOAD |= dict.fromkeys(QUANTISED, LOAD["merged_16bit"])  # with compressed-tensors beside transformers
 ASK = """\
 inputs = tokenizer.apply_chat_template(
     [{{"role": "user", "content": {prompt}}}],
@@ -142,6 +143,8 @@ def licence_of(base: Path) -> str | None:
 
 
 def _format(wanted: Wanted) -> str:
+    if wanted.format in QUANTISED:
+        return f"{wanted.format.upper()}, compressed-tensors"
     return {"adapter": "adapter", "merged_16bit": "merged, 16 bits"}.get(
         wanted.format, f"GGUF {wanted.quant}"
     )
@@ -243,4 +246,5 @@ def _use(wanted: Wanted, gguf: str | None) -> list[str]:
             code += SCORE.format(prompt=prompt)
             return ["```python", code.rstrip("\n"), "```"]
         code += ASK.format(prompt=prompt, max_new_tokens=recipe.compare.max_new_tokens)
-    return ["```python", code.rstrip("\n"), "```"]
+    server = ["```bash", f"vllm serve {folder}", "```", ""] if wanted.format in QUANTISED else []
+    return [*server, "```python", code.rstrip("\n"), "```"]

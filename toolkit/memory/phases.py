@@ -16,7 +16,7 @@ from toolkit.hardware import GIB
 from toolkit.memory import terms
 from toolkit.recipe import stages
 from toolkit.recipe.rl_section import RewardTerm
-from toolkit.recipe.schema import Dpo, Recipe, Rl, Sft
+from toolkit.recipe.schema import Dpo, Kto, Recipe, Rl, Sft
 
 Items = dict[str, float]  # bytes
 
@@ -101,7 +101,7 @@ class Phases:
         self.layer_backward = terms.layer_backward_bytes(self.architecture)
         evaluates = section.eval_datasets or section.eval_rows
         self.eval_rows = section.per_device_eval_batch_size if evaluates else 0
-        self.reference_rows = section.precompute_ref_batch_size if isinstance(section, Dpo) else 0
+        self.reference_rows = section.precompute_ref_batch_size if isinstance(section, (Dpo, Kto)) else 0
         self.shares_prompts = isinstance(section, Dpo) and section.share_prompts
 
     @staticmethod

@@ -17,7 +17,7 @@ from toolkit.memory import terms
 from toolkit.memory.phases import Phases, Settings
 from toolkit.memory.search import LONGEST, Search, largest_max_length
 from toolkit.recipe import stages
-from toolkit.recipe.schema import Dpo, Recipe, Rl
+from toolkit.recipe.schema import Dpo, Kto, Recipe, Rl
 from toolkit.records.data_report import DataReport
 
 __all__ = ["Plan", "Settings", "plan_stage"]
@@ -139,6 +139,10 @@ def _with_rows(plan: Plan, recipe: Recipe, card: Card | None, rows: DataReport |
     if card is None or card.bf16_tflops is None or seconds is None:
         return plan
     if stages.of(plan.stage).has_reference:
+        if isinstance(
+            section, Kto
+        ):  # both replies that a prompt is read with, and one of them again in each step
+            tokens = round(tokens * (2 + epochs))
         flops = tokens * terms.forward_flops_per_token(recipe.model.architecture)
         seconds += flops / (card.bf16_tflops * 1e12)
     return replace(plan, floor_seconds=seconds)
@@ -262,12 +266,13 @@ def _changes(recipe: Recipe, stage: str, on_gpu: bool, largest: int) -> Iterator
         yield tuple((f"memory.{name}", "auto") for name in pinned)
     if on_gpu and "8bit" not in section.optim:
         yield ((f"{stage}.optim", "adamw_8bit"),)
-    if isinstance(section, Dpo) and section.precompute_ref_batch_size > 1:
-        yield (("dpo.precompute_ref_batch_size", 1),)
+    if isinstance(section, (Dpo, Kto)) and section.precompute_ref_batch_size > 1:
+        yield ((f"{stage}.precompute_ref_batch_size", 1),)
     if isinstance(section, Rl):
         yield from _changes_of_rl(section)
-    if (section.eval_datasets or section.eval_rows) and section.per_device_eval_batch_size > 1:
-        yield ((f"{stage}.per_device_eval_batch_size", 1),)
+    least = 2 if isinstance(section, Kto) else 1
+    if (section.eval_datasets or section.eval_rows) and section.per_device_eval_batch_size > least:
+        yield ((f"{stage}.per_device_eval_batch_size", least),)
     if not recipe.model.load_in_4bit:
         yield (("model.load_in_4bit", True),)
     if 8 <= largest < section.max_length:

@@ -29,7 +29,7 @@ from toolkit.recipe.fields import (
 )
 from toolkit.recipe.rl_section import Rl
 from toolkit.recipe.sections import Architecture, Compare, Lora, Memory, Model, Template
-from toolkit.recipe.stage_sections import AnswersSection, Dpo, Reward, Sft, Source, StageSection
+from toolkit.recipe.stage_sections import AnswersSection, Dpo, Kto, Reward, Sft, Source, StageSection
 from toolkit.recipe.stages import Stage
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Architecture",
     "Compare",
     "Dpo",
+    "Kto",
     "Lora",
     "Memory",
     "Model",
@@ -72,6 +73,9 @@ class Recipe(Section):
     sft: Annotated[Sft | None, shapes_weights("supervised fine-tuning", "there is no such stage")] = None
     dpo: Annotated[Dpo | None, shapes_weights("preference optimisation", "there is no such stage")] = None
     reward: Annotated[Reward | None, shapes_weights("a reward model", "there is no such stage")] = None
+    kto: Annotated[
+        Kto | None, shapes_weights("preference optimisation from labels", "there is no such stage")
+    ] = None
     rl: Annotated[Rl | None, shapes_weights("learning from rewards", "there is no such stage")] = None
     compare: Compare = Compare()
 

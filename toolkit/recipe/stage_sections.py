@@ -260,6 +260,52 @@ class Reward(AnswersSection):
     ] = 0.01
 
 
+class Kto(AnswersSection):
+    """Kahneman-Tversky optimisation: rows are replies, each with a label, good or bad."""
+
+    effective_batch_size: Annotated[
+        Int,
+        Field(ge=2),
+        shapes_weights(
+            "rows of an optimizer step; the KL term is their mean, so 2 at least",
+            "as in the other stages",
+        ),
+    ] = 16
+    per_device_eval_batch_size: Annotated[
+        Int,
+        Field(ge=2),
+        only_watches(
+            "held-out rows that are evaluated at once; their KL term is their mean", "as in training"
+        ),
+    ] = 16
+    learning_rate: Annotated[
+        PositiveFloat,
+        shapes_weights("peak of the schedule", "Unsloth's for DPO; TRL's default for KTO is a fifth of it"),
+    ] = 5e-6
+    beta: Annotated[
+        PositiveFloat,
+        shapes_weights("how strongly the policy is held to its reference", "TRL's default"),
+    ] = 0.1
+    desirable_weight: Annotated[
+        PositiveFloat | Literal["auto"],
+        shapes_weights(
+            "weight of the loss of good replies; auto: both classes count the same in all, the rarer one is raised",
+            "Ethayarajh et al. 2024, equation 8 as TRL reads it, at its lower end",
+        ),
+    ] = "auto"
+    undesirable_weight: Annotated[
+        PositiveFloat | Literal["auto"],
+        shapes_weights("the same of bad replies", "as desirable_weight"),
+    ] = "auto"
+    precompute_ref_batch_size: Annotated[
+        PositiveInt,
+        shapes_weights(
+            "rows of the reference pass at once, at most; memory.tokens_per_micro_batch bounds them too",
+            "only short rows come to so many",
+        ),
+    ] = 16
+
+
 class Dpo(AnswersSection):
     """Direct preference optimisation: rows are pairs."""
 

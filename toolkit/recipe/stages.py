@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-RowKind = Literal["chat", "pair", "prompt"]
+RowKind = Literal["chat", "pair", "labelled", "prompt"]
 Task = Literal["causal_lm", "seq_cls"]  # PEFT's names: to answer, or to give a conversation one score
 # At step 1 the policy is still its reference, and every pair a tie: what tells them apart is noise.
 FIRST_STEP_APART = 2
@@ -66,7 +66,7 @@ class Stage:
     @property
     def rows_are_called(self) -> str:
         """What a batch is made of."""
-        return {"chat": "rows", "pair": "pairs", "prompt": "completions"}[self.row_kind]
+        return {"chat": "rows", "pair": "pairs", "labelled": "rows", "prompt": "completions"}[self.row_kind]
 
 
 LOSS = PanelField("loss", "loss", "{:.4f}", has_curve=True)
@@ -119,6 +119,24 @@ REWARD = Stage(
     task="seq_cls",
 )
 
+KTO = Stage(
+    name="kto",
+    title="Kahneman-Tversky optimisation",
+    label="KTO",
+    row_kind="labelled",
+    sequences_per_row=1,
+    continues=("sft",),
+    has_reference=True,
+    charts=("labelled_loss", "labelled_margin", "kl", "labelled_rewards", "labelled_log_probs"),
+    panel_fields=(
+        LOSS,
+        PanelField("rewards/margins", "margin", "{:.3f}", has_curve=True),
+        PanelField("kl", "KL", "{:.3f}"),
+    ),
+    memory_phases=("log_probs", "layer", "reference", "evaluation"),
+    report_extras=("reference", "class_balance"),
+)
+
 RL = Stage(
     name="rl",
     title="Learning from rewards",
@@ -139,7 +157,7 @@ RL = Stage(
     report_extras=("reward_learning",),
 )
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO, REWARD, RL)}
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (SFT, DPO, REWARD, KTO, RL)}
 
 
 BASE = "base"  # the model itself, beside the names of what was trained of it

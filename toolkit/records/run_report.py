@@ -58,8 +58,9 @@ class RunReport(Record):
     """None is what the run cannot know: an unfinished one its seconds, one without a GPU its measured peak.
 
     `settings` are those of the plan, `eval` the last evaluation by the Trainer's own names. `allocator` is what
-    was set and what is in effect. `oom_events` are the lines of events.jsonl. `reference` is DPO's reference
-    pass: pairs, how many of them were reused, seconds. `shared_prompts` is DPO's check of prompts that are run once, in
+    was set and what is in effect. `oom_events` are the lines of events.jsonl. `reference` is the reference pass of DPO
+    or KTO: pairs (rows), how many of them were reused, seconds, the first step. `class_balance` is KTO's: rows of each
+    class, and the weights that followed. `shared_prompts` is DPO's check of prompts that are run once, in
     nats, and how often attention was over them in the first step; or the reason why it is `off`. `scores` are
     those of a reward model, of held-out pairs, in place of `answers`. `reward_learning` is the KL of the first step,
     prompts, the course of each reward with its spread inside groups, and whether held-out completions were right.
@@ -88,6 +89,7 @@ class RunReport(Record):
     reference: dict[str, Any] | None
     shared_prompts: dict[str, Any] | None
     reward_learning: dict[str, Any] | None
+    class_balance: dict[str, Any] | None
     answers: Answers | None
     scores: PairScores | None
     notes: list[str] | None

@@ -98,6 +98,15 @@ def _replies(key: str) -> tuple[Curve, ...]:
     )
 
 
+def _labelled(key: str) -> tuple[Curve, ...]:
+    return (
+        Curve("desirable", f"{key}/chosen", TRAIN),
+        Curve("undesirable", f"{key}/rejected", SECOND),
+        _evaluated("desirable, evaluation", f"{key}/chosen", TRAIN),
+        _evaluated("undesirable, evaluation", f"{key}/rejected", SECOND),
+    )
+
+
 def _only(label: str, key: str) -> tuple[Curve, ...]:
     return (Curve(label, key, TRAIN),)
 
@@ -190,6 +199,37 @@ CHARTS = {  # by the names that a stage's `charts` lists
         "share of completions",
         _both("correct"),
         SHARE,
+    ),
+    "labelled_loss": Chart(
+        "Loss",
+        "lower is better; half the mean weight of the rows where nothing is learnt yet",
+        "value lost a row",
+        _both("loss"),
+    ),
+    "labelled_margin": Chart(
+        "Reward margin",
+        "mean of the desirable replies less that of the undesirable ones",
+        "nats times beta",
+        _both("rewards/margins"),
+        REWARD,
+    ),
+    "kl": Chart(
+        "KL term",
+        "mean log-ratio to the reference of prompts with the reply of another row, 0 at least: what rewards are "
+        "measured from",
+        "nats a reply",
+        _both("kl"),
+        NATS,
+    ),
+    "labelled_rewards": Chart(
+        "Rewards",
+        "beta times the log-ratio to the reference",
+        "nats times beta",
+        _labelled("rewards"),
+        REWARD,
+    ),
+    "labelled_log_probs": Chart(
+        "Log-probabilities", "of whole replies", "nats a reply", _labelled("logps"), NATS
     ),
     "log_probs": Chart("Log-probabilities", "of whole replies", "nats a reply", _replies("logps"), NATS),
 }

@@ -18,7 +18,14 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from toolkit.data.accounting import Place
-from toolkit.data.masking import IGNORE_INDEX, TokenizedChat, TokenizedPair, TokenizedPrompt
+from toolkit.data.masking import (
+    IGNORE_INDEX,
+    Tokenized,
+    TokenizedChat,
+    TokenizedLabelled,
+    TokenizedPair,
+    TokenizedPrompt,
+)
 from toolkit.data.reasons import Reason
 
 HEAD, TAIL = 160, 60  # tokens of a long run that a terminal shows; the page shows all
@@ -48,7 +55,8 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """One row. A chat has one part, a pair three: shared prompt, chosen, rejected; a dropped row its `text`."""
+    """One row. A chat has one part, a labelled reply two, a pair three: shared prompt, chosen, rejected; a dropped row
+    its `text`."""
 
     kind: str
     place: Place
@@ -72,9 +80,7 @@ class Preview:
 
 
 def choose(
-    results: Sequence[TokenizedChat | TokenizedPair | TokenizedPrompt | Reason],
-    num_turns: Sequence[int],
-    num: int,
+    results: Sequence[Tokenized | Reason], num_turns: Sequence[int], num: int
 ) -> list[tuple[str, int]]:
     """(kinds, index) of up to `num` rows of each kind, then of the first row that each reason dropped.
 
@@ -101,16 +107,18 @@ def choose(
     return named + [(f"dropped: {reason}", i) for reason, i in dropped.items()]
 
 
-def _length(result: TokenizedChat | TokenizedPair | TokenizedPrompt | Reason) -> int:
+def _length(result: Tokenized | Reason) -> int:
     if isinstance(result, TokenizedChat):
         return len(result.input_ids)
+    if isinstance(result, TokenizedLabelled):
+        return len(result.prompt_ids) + len(result.completion_ids)
     if isinstance(result, TokenizedPrompt):
         return len(result.prompt_ids)
     assert isinstance(result, TokenizedPair)
     return len(result.prompt_ids) + max(len(result.chosen_ids), len(result.rejected_ids))
 
 
-def _is_cut(result: TokenizedChat | TokenizedPair | TokenizedPrompt | Reason) -> bool:
+def _is_cut(result: Tokenized | Reason) -> bool:
     return not isinstance(result, Reason) and result.cut
 
 
@@ -125,9 +133,7 @@ class Reader:
     bos: str | None
     end_of_turn: str
 
-    def example(
-        self, kind: str, place: Place, row: TokenizedChat | TokenizedPair | TokenizedPrompt
-    ) -> Example:
+    def example(self, kind: str, place: Place, row: Tokenized) -> Example:
         """A row that is used, taken apart."""
         if isinstance(row, TokenizedPrompt):
             ids = row.prompt_ids
@@ -136,11 +142,12 @@ class Reader:
             )
             part = Part(title, self.pieces(ids, [False] * len(ids)))
             return Example(kind, place, (part,), (self._bos_check(ids),))
-        return (
-            self.chat_example(kind, place, row)
-            if isinstance(row, TokenizedChat)
-            else self.pair_example(kind, place, row)
-        )
+        if isinstance(row, TokenizedChat):
+            return self.chat_example(kind, place, row)
+        if isinstance(row, TokenizedLabelled):
+            side = "desirable" if row.label else "undesirable"
+            return self._replies(kind, place, "prompt", row.prompt_ids, {side: row.completion_ids}, row.cut)
+        return self.pair_example(kind, place, row)
 
     def chat_example(self, kind: str, place: Place, chat: TokenizedChat) -> Example:
         trained = [label != IGNORE_INDEX for label in chat.labels]
@@ -153,12 +160,20 @@ class Reader:
         )
 
     def pair_example(self, kind: str, place: Place, pair: TokenizedPair) -> Example:
-        prompt = self.pieces(pair.prompt_ids, [False] * len(pair.prompt_ids))
-        parts = [Part(f"shared prompt: {len(pair.prompt_ids):,} tokens, masked", prompt)]
-        for name, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+        sides = {"chosen": pair.chosen_ids, "rejected": pair.rejected_ids}
+        return self._replies(kind, place, "shared prompt", pair.prompt_ids, sides, pair.cut)
+
+    def _replies(
+        self, kind: str, place: Place, title: str, prompt: list[int], sides: dict[str, list[int]], cut: bool
+    ) -> Example:
+        """A prompt and the replies to it, by name."""
+        masked = self.pieces(prompt, [False] * len(prompt))
+        parts = [Part(f"{title}: {len(prompt):,} tokens, masked", masked)]
+        for name, ids in sides.items():
             parts.append(Part(f"{name}: {len(ids):,} tokens, trained", self.pieces(ids, [True] * len(ids))))
-        ends = self._end_check([pair.chosen_ids, pair.rejected_ids], pair.cut)
-        return Example(kind, place, tuple(parts), (self._bos_check(pair.prompt_ids + pair.chosen_ids), ends))
+        first, *_ = sides.values()
+        checks = (self._bos_check(prompt + first), self._end_check(list(sides.values()), cut))
+        return Example(kind, place, tuple(parts), checks)
 
     def pieces(self, ids: Sequence[int], trained: Sequence[bool]) -> list[Piece]:
         """Tokens in order; those that only together make a character are one piece."""

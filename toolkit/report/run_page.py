@@ -15,6 +15,7 @@ from toolkit.report.headline import headline, tiles
 from toolkit.report.html import document
 from toolkit.report.run_record import RunRecord
 from toolkit.report.tables import (
+    classes_section,
     data_section,
     folded,
     measures_section,
@@ -118,6 +119,7 @@ def page(record: RunRecord, earlier: str = "") -> str:
             scores_section(record.report.scores),
             measures_section(record),
             proofs.section(record.report),
+            classes_section(record.report.class_balance),
             memory_section(record.report),
             data_section(record.data),
             _made(record),

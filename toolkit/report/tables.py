@@ -133,6 +133,21 @@ def _places(places: Sequence[Any], count: int) -> str:
     return ", ".join(map(str, places)) + (", ..." if count > len(places) else "")
 
 
+def classes_section(balance: dict[str, Any] | None) -> str:
+    """The good and the bad replies of KTO, and how much each counts."""
+    if not balance:
+        return ""
+    rows = [
+        [
+            name,
+            number(balance.get(name), "{:,}") or "-",
+            number(balance.get(f"{name}_weight"), "{:.4g}") or "-",
+        ]
+        for name in ("desirable", "undesirable")
+    ]
+    return "<h2>Classes</h2>" + table(["", "rows", "weight of the loss"], rows)
+
+
 def scores_section(scores: PairScores | None) -> str:
     """How a reward model scores held-out pairs, by source too."""
     if scores is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.memory.plan import Settings
-from toolkit.recipe.schema import Dpo, Recipe, Reward, Rl, Sft, StageSection
+from toolkit.recipe.schema import Dpo, Kto, Recipe, Reward, Rl, Sft, StageSection
 
 
 def sft(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "sft") -> dict[str, Any]:
@@ -58,6 +58,29 @@ def reward(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "r
     return _common(recipe, stage, section, settings, output_dir) | {
         "center_rewards_coefficient": section.center_rewards_coefficient,
         "disable_dropout": True,
+        "activation_offloading": False,
+        "pad_to_multiple_of": None,
+    }
+
+
+def kto(recipe: Recipe, settings: Settings, output_dir: Path, stage: str = "kto") -> dict[str, Any]:
+    """Keyword arguments of `trl.KTOConfig`, but for the weights of the classes, which the rows decide. The reference
+    log-probs are computed by engine/reference/.
+
+    TRL takes the KL term over what it is handed at once. That are the rows of a step whatever fits into memory; how
+    many of them run at once is decided in engine/train/pieces.py.
+    """
+    section = recipe.section(stage)
+    assert isinstance(section, Kto)
+    return _common(recipe, stage, section, settings, output_dir) | {
+        "per_device_train_batch_size": section.effective_batch_size,
+        "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "sequential",  # a row's KL completion is that of its neighbour
+        "loss_type": "kto",
+        "beta": section.beta,
+        "disable_dropout": True,
+        "precompute_ref_log_probs": False,
+        "sync_ref_model": False,
         "activation_offloading": False,
         "pad_to_multiple_of": None,
     }

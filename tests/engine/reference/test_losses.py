@@ -43,7 +43,7 @@ def test_precomputed_it_is_the_same_number_and_in_pieces_the_same_gradient(
     with of_loss(trainer, name):
         in_step = loss(trainer, rows)
         for row, *values in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):
-            row.update(zip(reference_pass.COLUMNS, values, strict=True))
+            row.update(zip(trainer.reference_kind.columns, values, strict=True))
         trainer.precompute_ref_logps = True
         assert torch.equal(loss(trainer, rows), in_step)
         whole, in_pieces = (gradient(trainer, rows, pieces) for pieces in (1, 2))

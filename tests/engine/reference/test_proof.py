@@ -90,7 +90,7 @@ def precompute(trainer: Any, batch_size: int = 4) -> reference_pass.Pass:
 
 
 def values(trainer: Any) -> list[list[float]]:
-    return [trainer.train_dataset[column][:] for column in reference_pass.COLUMNS]
+    return [trainer.train_dataset[column][:] for column in trainer.reference_kind.columns]
 
 
 def test_a_pass_that_breaks_off_goes_on_where_it_was_to_the_same_weights(
@@ -229,7 +229,7 @@ def test_numbers_on_disk_that_this_machine_does_not_compute_are_computed_again(
     shutil.copytree(cache_of_whole, tmp_path / "cache")
     [path] = cache.glob("*.logps")
     kept, _ = decode(path.read_bytes(), 24)
-    kept[-1] = Batch(4, kept[-1].chosen + np.float32(0.07), kept[-1].rejected)
+    kept[-1] = Batch(4, kept[-1].first + np.float32(0.07), kept[-1].second)
     path.write_bytes(b"".join(encode(batch, 4 * index) for index, batch in enumerate(kept)))
     again = run_stage(tiny(*PAIRS), "dpo", beside(sft, tmp_path))
     assert "found on disk are not those of the policy (largest margin 0.0070)" in again.shown
@@ -313,7 +313,7 @@ def records(pairs: list[list[tuple[float, float]]]) -> list[bytes]:
 
 
 def pairs_of(batches: list[Batch]) -> list[list[tuple[float, float]]]:
-    return [list(zip(batch.chosen.tolist(), batch.rejected.tolist(), strict=True)) for batch in batches]
+    return [list(zip(batch.first.tolist(), batch.second.tolist(), strict=True)) for batch in batches]
 
 
 @given(passes, st.data())

@@ -203,7 +203,7 @@ def test_the_first_step_shows_no_margin_or_the_run_stops(
     monkeypatch.setattr(first_step, "LIMITS", {})
     with pytest.raises(
         UserError,
-        match=r"the first DPO step shows a reward margin of .* \(expected: 0 within -0.1 and ln 2 =",
+        match=r"the first step shows a reward margin of .* \(expected: 0 within -0.1 and ln 2 =",
     ):
         run_stage(tiny(), "dpo", runs_with_sft)
     assert not RunDir(runs_with_sft, "tiny", "dpo").adapter.exists()

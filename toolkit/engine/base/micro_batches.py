@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Row = dict[str, Any]  # {input_ids, labels} of a chat, {prompt_ids, chosen_ids, rejected_ids} of a pair
+# {input_ids, labels} of a chat, {prompt_ids, chosen_ids, rejected_ids} of a pair, {prompt_ids, completion_ids} of a
+# labelled reply, with the KL_completion_ids of its neighbour once they are paired
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """How a batch is cut. `tokens` bounds a piece, padding included (None: the rows that the Trainer hands over);
+    """How a batch is cut. `tokens` bounds a piece, padding included (None: `rows`, or all that the Trainer hands over);
     `shares_prompts` says that the prompt of a pair is run once and nothing is padded."""
 
     tokens: int | None = None
     shares_prompts: bool = False
+    rows: int | None = None
 
     def ordered(self, rows: Sequence[Row]) -> list[Row]:
         """The rows in the order in which they are cut: longest first where tokens decide, so that little is padding."""
@@ -29,7 +32,7 @@ class MicroBatches:
         `split` is the factor by which pieces shrank since memory ran out.
         """
         if self.tokens is None:
-            return min(math.ceil(num_rows / split), len(rows))
+            return min(math.ceil(min(self.rows or num_rows, num_rows) / split), len(rows))
         tokens = self.tokens / split
         if self.shares_prompts:
             costs = itertools.accumulate(map(self._cost, rows))
@@ -39,8 +42,8 @@ class MicroBatches:
         return max(1, min(fitting, len(rows)))
 
     def _cost(self, row: Row) -> int:
-        if "input_ids" in row:
-            return len(row["input_ids"])
+        if "chosen_ids" not in row:
+            return row_tokens(row)
         return sum(pair_lengths(row)) if self.shares_prompts else 2 * row_tokens(row)
 
 
@@ -57,9 +60,12 @@ def longest(rows: Any, count: int) -> list[Row]:
 
 
 def row_tokens(row: Row) -> int:
-    """Tokens of a row as it is trained; of a pair, those of its longer side."""
+    """Tokens of a row as it is trained; of a pair, or of a reply with its KL completion, those of its longer side."""
     if "input_ids" in row:
         return len(row["input_ids"])
+    if "completion_ids" in row:
+        replies = (row["completion_ids"], row.get("KL_completion_ids", ()))
+        return len(row["prompt_ids"]) + max(map(len, replies))
     prompt, chosen, rejected = pair_lengths(row)
     return prompt + max(chosen, rejected)
 
@@ -68,5 +74,7 @@ def fed_tokens(row: Row) -> int:
     """Tokens of a row that are trained on or seen, padding left out; of a pair, both sequences."""
     if "input_ids" in row:
         return len(row["input_ids"])
+    if "completion_ids" in row:
+        return len(row["prompt_ids"]) + len(row["completion_ids"])
     prompt, chosen, rejected = pair_lengths(row)
     return 2 * prompt + chosen + rejected

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from toolkit.console.text import visible
 from toolkit.data.reasons import Reason
-from toolkit.data.rows import Pair, Question
+from toolkit.data.rows import Labelled, Pair, Question
 from toolkit.engine.base import model, tokens
 from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.engine.data import preparation
@@ -113,7 +113,7 @@ def _num_replies(item: Any) -> int:
         return 0
     if isinstance(item, Question):
         item = item.prompt
-    turns = item.prompt + item.chosen if isinstance(item, Pair) else item
+    turns = item.prompt + item[1] if isinstance(item, (Pair, Labelled)) else item
     return sum(turn["role"] == "assistant" for turn in turns)
 
 
@@ -124,6 +124,9 @@ def _source_text(item: Any, text: str) -> str:
     if isinstance(item, Pair):
         named = [*item.prompt, *({**turn, "role": "chosen"} for turn in item.chosen)]
         named += [{**turn, "role": "rejected"} for turn in item.rejected]
+    elif isinstance(item, Labelled):
+        side = "desirable" if item.label else "undesirable"
+        named = [*item.prompt, *({**turn, "role": side} for turn in item.completion)]
     else:
         named = item.prompt if isinstance(item, Question) else item
     return "\n".join(f"{turn['role']}: {turn['content'][:EXCERPT]}" for turn in named)

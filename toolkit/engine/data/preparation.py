@@ -21,7 +21,14 @@ from rich.markup import escape
 
 from toolkit.console.screen import bar
 from toolkit.data.accounting import Accounting
-from toolkit.data.masking import Masking, TokenizedChat, TokenizedPair, TokenizedPrompt
+from toolkit.data.masking import (
+    Masking,
+    Tokenized,
+    TokenizedChat,
+    TokenizedLabelled,
+    TokenizedPair,
+    TokenizedPrompt,
+)
 from toolkit.data.reasons import Reason
 from toolkit.data.selection import LEAKS, Selection, Step
 from toolkit.engine.base.model import LoadedModel
@@ -35,9 +42,16 @@ from toolkit.records.data_report import DataReport, HeldOut, SelectionStep
 IDS: dict[RowKind, list[str]] = {
     "chat": ["input_ids", "labels"],
     "pair": ["prompt_ids", "chosen_ids", "rejected_ids"],
+    "labelled": ["prompt_ids", "completion_ids"],
     "prompt": ["prompt_ids"],
 }
-TEXTS: dict[RowKind, list[str]] = {"chat": [], "pair": [], "prompt": ["prompt", "answers"]}  # JSON
+LABEL = "label"  # TRL's name for whether a reply is a good one
+TEXTS: dict[RowKind, list[str]] = {
+    "chat": [],
+    "pair": [],
+    "labelled": [],
+    "prompt": ["prompt", "answers"],
+}  # JSON
 BATCH = 1000  # rows that are tokenised at once
 
 
@@ -56,8 +70,7 @@ class Side:
 
 @dataclass
 class Prepared:
-    """Columns of a chat: input_ids, labels; of a pair: prompt_ids, chosen_ids, rejected_ids; of a prompt: prompt_ids,
-    prompt, answers; and `length`."""
+    """The columns of `columns_of`, and `length`."""
 
     train: Dataset
     eval: Dataset | None
@@ -87,13 +100,18 @@ def prepare(
         suggestion=suggestion,
         eval=HeldOut(**held_out.told(), leaks=_check_held_out(held_out, console)) if held_out else None,
     )
-    columns = [*IDS[kind], *TEXTS[kind], "length"]
+    columns = [*columns_of(kind), "length"]
     assert train.rows is not None, "the check of the account passed"
     return Prepared(
         train.rows.select_columns(columns),
         held_out.rows.select_columns(columns) if held_out and held_out.rows is not None else None,
         report,
     )
+
+
+def columns_of(kind: RowKind) -> list[str]:
+    """Those that a trainer reads: token ids, the label of a labelled reply, the texts of a prompt."""
+    return [*IDS[kind], *([LABEL] if kind == "labelled" else []), *TEXTS[kind]]
 
 
 def held_out(
@@ -224,8 +242,9 @@ def encode(masking: Masking, kind: RowKind, pool: Pool, selection: Selection, fo
 def _features(kind: RowKind) -> Features:
     ids = {column: List(Value("int32")) for column in IDS[kind]}
     texts = {column: Value("string") for column in TEXTS[kind]}
+    label = {LABEL: Value("bool")} if kind == "labelled" else {}
     return Features(
-        {**ids, **texts, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")}
+        {**ids, **label, **texts, "length": Value("int32"), "cut": Value("bool"), "source": Value("string")}
     )
 
 
@@ -252,11 +271,14 @@ def _array(values: tuple[Any, ...], kind: pyarrow.DataType) -> pyarrow.Array:
     return pyarrow.ListArray.from_arrays(offsets, ids, type=kind)
 
 
-def _columns(result: TokenizedChat | TokenizedPair | TokenizedPrompt) -> tuple[Any, ...]:
+def _columns(result: Tokenized) -> tuple[Any, ...]:
     """Values of the columns that `_features` names, but the last."""
     if isinstance(result, TokenizedPrompt):
         return *result, len(result.prompt_ids), False
     if isinstance(result, TokenizedChat):
         return result.input_ids, result.labels, len(result.input_ids), result.cut
+    if isinstance(result, TokenizedLabelled):
+        prompt, completion, label, cut = result
+        return prompt, completion, label, len(prompt) + len(completion), cut
     prompt, chosen, rejected, cut = result
     return prompt, chosen, rejected, len(prompt) + max(len(chosen), len(rejected)), cut

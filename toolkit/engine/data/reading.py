@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from toolkit.data.accounting import Place
 from toolkit.data.reasons import REASONS, Reason
-from toolkit.data.rows import Messages, Pair, Question, to_item
+from toolkit.data.rows import Item, Labelled, Pair, Question, to_item
 from toolkit.data.selection import Condition, Selection, Step, key_of_text, mixed, parse_filter
 from toolkit.data.sets import is_local_file, schema_for
 from toolkit.data.sources import find_files, read_batches
@@ -27,8 +27,6 @@ from toolkit.engine.base.hub import HUB_ERRORS, explain
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe, Source, StageSection
 from toolkit.recipe.stages import RowKind
-
-Item = Messages | Pair | Question | Reason
 
 UNREAD = "columns that are not read"  # the step that names them
 MEANINGFUL = ("tools", *WEIGHTS)
@@ -119,8 +117,10 @@ def load_item(text: str) -> Item:
     if isinstance(value, dict):
         return REASONS[value["reason"]]
     if not (value and isinstance(value[0], list)):
-        item: Messages = value
-        return item
+        messages: Item = value
+        return messages
+    if isinstance(value[-1], bool):
+        return Labelled(*value)
     return Question(*value) if len(value) == len(Question._fields) else Pair(*value)
 
 
@@ -189,7 +189,7 @@ class _Reading:
         if isinstance(item, Reason):
             key = prompt = key_of_text(f"set {self.which} row {len(self.keys)}")
         else:
-            turns = item.prompt if isinstance(item, (Pair, Question)) else item
+            turns = item if isinstance(item, list) else item.prompt
             asked = next(turn["content"] for turn in turns if turn["role"] == "user")
             key, prompt = key_of_text(text), key_of_text(json.dumps(asked.strip()))
         self.keys.append(key)

@@ -17,10 +17,10 @@ from toolkit import hardware
 from toolkit.console.screen import bar
 from toolkit.data.template import ChatTemplate
 from toolkit.engine.base import hub, model
-from toolkit.engine.export import gguf, merge, parity, score_parity
+from toolkit.engine.export import gguf, merge, parity, quantised, score_parity
 from toolkit.errors import UserError
 from toolkit.export import model_card, modelfile
-from toolkit.export.artefact import PARITY, PROMPTING, RUNS_CODE, Wanted
+from toolkit.export.artefact import PARITY, PROMPTING, QUANTISED, RUNS_CODE, Wanted
 from toolkit.files import write_json, write_text
 from toolkit.recipe import stages
 from toolkit.records.parity import Parity, Quantisation, ScoreParity, Tolerance
@@ -53,6 +53,8 @@ def run(
     wanted.run.check_adapter()
     _refuse_code(wanted.run.adapter)
     tools = gguf.tools(wanted) if wanted.format in ("gguf", "ollama") else None
+    if wanted.format in QUANTISED:
+        quantised.check(wanted)
     with wanted.building():
         LOG.open(wanted.log, console)
         if wanted.folder.exists() and (problem := damage(wanted.folder, MARK)):
@@ -66,12 +68,15 @@ def run(
             base, lora = _base(wanted, console), merge.read_lora(wanted.run.adapter)
             merge.check_base(base, wanted.recipe.model.base_16bit or wanted.recipe.model.path, lora)
             # GGUF: the merged weights, their 16-bit GGUF, and the quantised one, for a while
-            merge.check_room(base, wanted.temporary, lora, copies=3 if tools else 1)
+            copies = 3 if tools else 2 if wanted.format in QUANTISED else 1
+            merge.check_room(base, wanted.temporary, lora, copies)
         answered = _trained(wanted, console) if wanted.verify and wanted.answers else None
         scored = score_parity.trained(wanted) if wanted.verify and not wanted.answers else None
         file = None
         if base is None:
             adapter(wanted, wanted.temporary)
+        elif wanted.format in QUANTISED:
+            quantise(wanted, base, wanted.temporary, console)
         elif tools is None:
             merged(wanted, base, wanted.temporary, console)
         else:
@@ -151,6 +156,14 @@ def _gguf(wanted: Wanted, base: Path, tools: gguf.Tools, console: Console) -> Pa
     return file
 
 
+def quantise(wanted: Wanted, base: Path, target: Path, console: Console) -> None:
+    """A whole model in 4 or 8 bits, for servers."""
+    between = target / ".merged"
+    merged(wanted, base, between, console)
+    quantised.make(wanted, between, target, console)
+    shutil.rmtree(between)
+
+
 def _modelfile(wanted: Wanted) -> str:
     """Ollama's Modelfile. Raises UserError when the chat template cannot be said in it."""
     source = wanted.run.adapter
@@ -180,8 +193,9 @@ def say(wanted: Wanted, measured: Parity | ScoreParity | None, console: Console)
                     f"{figures.equal_greedy_fraction:.1%} of greedy tokens equal"
                 )
         if measured.quantisation and wanted.recipe.model.load_in_4bit:
+            too = ", and these bits after it," if wanted.format in QUANTISED or wanted.quant else ""
             console.print(
-                "  [dim]the second line is what 16-bit weights under an adapter trained on NF4 change[/]"
+                f"  [dim]the second line is what 16-bit weights under an adapter trained on NF4{too} change[/]"
             )
     if wanted.format == "adapter" and model_card.is_local(wanted.recipe):
         console.print(
@@ -223,17 +237,18 @@ def _verify(
         made = {"kind": "gguf", "path": str(file)} if file else {"kind": "merged", "path": path}
         got, reference = ask([common | made, common | unmerged], answered)
         against = "the 16-bit base with the adapter beside it"
-        tolerance = gguf.TOLERANCES[str(wanted.quant)] if file else MERGED[dtype]
+        tolerance = _tolerance(wanted, dtype)
         measured = parity.difference(got, reference["sequences"])
     # coarse weights may differ by more than light training does; the 16-bit ones they are made of may not
-    effect = answered.effect if wanted.quant in (None, *gguf.WHOLE) else None
+    is_coarse = wanted.format in QUANTISED or wanted.quant not in (None, *gguf.WHOLE)
+    effect = None if is_coarse else answered.effect
     problems = parity.problems(measured, tolerance, against, effect)
     template = (wanted.run.adapter / "chat_template.jinja").read_text(encoding="utf-8")
     problems += parity.behaviour(got, answered, dated="strftime_now" in template)
     quantisation, fixes = None, []
     if base is not None:
         unquantised = parity.difference(got, answered.sequences)
-        loose = gguf.UNQUANTISED[str(wanted.quant)] if file else UNQUANTISED
+        loose = UNQUANTISED if tolerance is MERGED[dtype] else gguf.with_nf4(tolerance)
         of_nf4 = parity.problems(unquantised, loose, "the model as it was trained")
         if of_nf4 and not problems and recipe.model.load_in_4bit:
             fixes.append(OF_NF4)
@@ -257,6 +272,13 @@ def _verify(
     return result
 
 
+def _tolerance(wanted: Wanted, dtype: str) -> Tolerance:
+    """What whole weights may differ by from the 16-bit base with the adapter beside it."""
+    if wanted.format in QUANTISED:
+        return quantised.TOLERANCES[wanted.format]
+    return gguf.TOLERANCES[wanted.quant] if wanted.quant else MERGED[dtype]
+
+
 def _dtype(base: Path) -> str:
     """fp32 where twice the 16-bit weights fit into memory: the arithmetic of a merge then shows without the noise of
     bf16 activations, which is ten times as large."""
@@ -267,6 +289,8 @@ def _dtype(base: Path) -> str:
 
 
 def _consumer(wanted: Wanted) -> str:
+    if wanted.format in QUANTISED:
+        return "plain transformers + compressed-tensors"
     return {"adapter": "plain transformers + PEFT", "merged_16bit": "plain transformers"}.get(
         wanted.format, "llama.cpp"
     )

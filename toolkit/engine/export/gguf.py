@@ -34,16 +34,16 @@ _FOUR = Tolerance(4.0, 0.4, 0.8, "4 bits a weight; not measured")
 _LESS = Tolerance(8.0, 1.2, 0.6, "2 and 3 bits a weight; not measured")
 BITS = {"8": _EIGHT, "6": _SIX, "5": _SIX, "4": _FOUR, "3": _LESS, "2": _LESS}
 TOLERANCES = {name: _NEAR if name in WHOLE else BITS[name[1]] for name in QUANTS}
-# Against the model as trained, on NF4: that error and the quantisation's together.
-UNQUANTISED = {
-    name: Tolerance(
+
+
+def with_nf4(limit: Tolerance) -> Tolerance:
+    """The same against the model as trained, on NF4: that error and the quantisation's together."""
+    return Tolerance(
         limit.max_logprob_diff + 4,
         limit.mean_logprob_diff + 0.5,
         limit.equal_greedy_fraction - 0.1,
         f"the base's NF4 error, and {limit.why}",
     )
-    for name, limit in TOLERANCES.items()
-}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from toolkit.evaluation.measures import Rewarded, Rows
 from toolkit.evaluation.scope import Scope
 from toolkit.evaluation.table import show_evaluation
 from toolkit.recipe import stages
-from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.schema import Dpo, Kto, Recipe
 from toolkit.recipe.stages import BASE, Stage
 from toolkit.records.evaluation_report import Evaluation
 from toolkit.run import start
@@ -179,9 +179,9 @@ class _Measuring:
         rows.rejected = {name: measured[name][1] for name in models}
         for name, reference in references.items():
             section = run.of(name).as_trained(self.recipe).section(stages.of(name).name)
-            assert isinstance(section, Dpo)
-            gap = rows.gap(*measured[reference], section.loss_type)
-            rows.rewarded[name] = Rewarded(gap, section.beta, section.loss_type)
+            assert isinstance(section, (Dpo, Kto))
+            loss = section.loss_type if isinstance(section, Dpo) else None
+            rows.rewarded[name] = Rewarded(rows.gap(*measured[reference], loss), section.beta, loss)
         return None
 
     def _held_out(self, stage: Stage) -> Dataset | None:

@@ -1,4 +1,4 @@
-"""What DPO's implicit reward says of models: of the answers they give themselves, and of held-out pairs."""
+"""What the implicit reward of DPO and KTO says of models: of their own answers, and of held-out pairs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from toolkit.data.turns import Messages
 from toolkit.engine.base import model
 from toolkit.engine.data import preparation
 from toolkit.engine.inference import generate, log_probs
+from toolkit.recipe import stages
 from toolkit.recipe.dpo_losses import LOSSES
-from toolkit.recipe.schema import Dpo, Recipe
+from toolkit.recipe.schema import Dpo, Kto, Recipe
 from toolkit.recipe.stages import BASE
 
 
@@ -36,29 +37,37 @@ def measure(
     The accuracy is the share of held-out pairs whose chosen reply has the larger reward, a token where the loss takes
     it so. The reference itself has none, and a base that was not the reference has neither: it did not start there.
     """
-    stage = next(stage for stage in reversed(recipe.stages()) if stage.has_reference)
-    section = recipe.section(stage.name)
-    assert isinstance(section, Dpo)
     encoded = generate.encode(loaded, asked, recipe.compare)
     trained = [name for name in answers if name not in (reference, BASE)]
-    held_out = None
+    held_out, dpo = None, recipe.dpo
     if trained and with_pairs:
-        held_out = preparation.held_out(recipe, section, stage.row_kind, loaded)
+        held_out = preparation.held_out(recipe, dpo, "pair", loaded)
     pairs = preparation.as_pairs(held_out or ())
-    if section.share_prompts:
+    if dpo and dpo.share_prompts:
         log_probs.share_prompts(loaded.model, pairs, loaded.tokenizer.pad_token_id, console)
-    per_token = LOSSES[section.loss_type].per_token
-    expected = _gaps(loaded, reference, pairs, per_token, console) if pairs else None
+    expected = _pairs(loaded, reference, pairs, console) if pairs else None
     measured: dict[str, dict[str, Any]] = {reference: {"mean_implicit_reward": 0.0}}  # by definition
     for name in trained:
+        section = _section(recipe, name)
         own_answers = [answer.ids for answer in answers[name]]
         sequences = list(zip(encoded, own_answers, strict=True))
         own, theirs = (_log_probs(loaded, judge, sequences, name, console) for judge in (name, reference))
         measured[name] = {"mean_implicit_reward": section.beta * (own - theirs).mean().item()}
         if expected is not None:
-            gaps = _gaps(loaded, name, pairs, per_token, console)
-            measured[name]["preference_accuracy"] = torch.gt(gaps, expected).float().mean().item()
+            per_token = isinstance(section, Dpo) and LOSSES[section.loss_type].per_token
+            both = (_pairs(loaded, name, pairs, console), expected)
+            gaps, of_reference = (_gaps(log_probs, pairs, per_token) for log_probs in both)
+            measured[name]["preference_accuracy"] = torch.gt(gaps, of_reference).float().mean().item()
     return measured
+
+
+def _section(recipe: Recipe, name: str) -> Dpo | Kto:
+    """The section whose beta a model's rewards take: its own stage's, else that of the last one with a reference."""
+    with_reference = [stage.name for stage in recipe.stages() if stage.has_reference]
+    own = stages.of(name).name if stages.is_variant(name) else None
+    section = recipe.section(own if own in with_reference else with_reference[-1])
+    assert isinstance(section, (Dpo, Kto))
+    return section
 
 
 def _log_probs(
@@ -69,13 +78,20 @@ def _log_probs(
         return log_probs.replies(loaded.model, sequences, loaded.tokenizer.pad_token_id, advance)
 
 
-def _gaps(
-    loaded: model.LoadedModel, name: str, pairs: list[TokenizedPair], per_token: bool, console: Console
-) -> torch.Tensor:
-    """log pi(chosen | prompt) - log pi(rejected | prompt), of whole replies or a token: (len(pairs),)."""
+Both = tuple[
+    torch.Tensor, torch.Tensor
+]  # log pi(chosen | prompt) and log pi(rejected | prompt): (pairs,) each
+
+
+def _pairs(loaded: model.LoadedModel, name: str, pairs: list[TokenizedPair], console: Console) -> Both:
     title = f"{name.lstrip('_')}: log-probs of {len(pairs)} held-out pairs"
     with bar(console, title, 2 * len(pairs)) as advance, model.use_adapter(loaded.model, name):
-        chosen, rejected = log_probs.pairs(loaded.model, pairs, loaded.tokenizer.pad_token_id, advance)
+        return log_probs.pairs(loaded.model, pairs, loaded.tokenizer.pad_token_id, advance)
+
+
+def _gaps(both: Both, pairs: list[TokenizedPair], per_token: bool) -> torch.Tensor:
+    """Their difference, of whole replies or a token: (pairs,)."""
+    chosen, rejected = both
     if per_token:
         chosen = chosen / torch.tensor([len(pair.chosen_ids) for pair in pairs])
         rejected = rejected / torch.tensor([len(pair.rejected_ids) for pair in pairs])

@@ -43,14 +43,15 @@ _HEAD = struct.Struct("<4I")
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Log-probs of the pairs of one batch, (pairs,) each, fp32. `fitting` pairs had room (the last has fewer)."""
+    """Two log-probs of each row of a batch, (rows,) each, fp32: of a pair, chosen and rejected. `fitting` rows had room
+    (the last has fewer)."""
 
     fitting: int
-    chosen: np.ndarray
-    rejected: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.first)
 
 
 class Entry:
@@ -116,8 +117,8 @@ def delete(keys: list[str]) -> None:
 
 
 def encode(batch: Batch, before: int) -> bytes:
-    """A record: head, chosen, rejected. `before` pairs of the pass stand in the records ahead of it."""
-    values = np.stack([batch.chosen, batch.rejected]).astype("<f4").tobytes()
+    """A record: head, first, second. `before` pairs of the pass stand in the records ahead of it."""
+    values = np.stack([batch.first, batch.second]).astype("<f4").tobytes()
     crc = zlib.crc32(values, zlib.crc32(_HEAD.pack(before, len(batch), batch.fitting, 0)))
     return _HEAD.pack(before, len(batch), batch.fitting, crc) + values
 
@@ -149,15 +150,15 @@ def key_of(facts: dict[str, Any], pairs: Iterable[bytes], batch_size: int) -> st
     return hashed.hexdigest()
 
 
-def digests(rows: Dataset) -> list[bytes]:
-    """16 bytes for each pair that stand for its token ids."""
+def digests(rows: Dataset, ids: Iterable[str]) -> list[bytes]:
+    """16 bytes for each row that stand for its token ids, of these columns."""
     found = []
-    columns = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]).with_format("numpy")
+    columns = rows.select_columns(list(ids)).with_format("numpy")
     for some in columns.iter(1000):
         for parts in zip(*some.values(), strict=True):
             hashed = hashlib.blake2b(digest_size=16)
-            for ids in parts:
-                hashed.update(struct.pack("<I", len(ids)) + np.asarray(ids, "<i4").tobytes())
+            for part in parts:
+                hashed.update(struct.pack("<I", len(part)) + np.asarray(part, "<i4").tobytes())
             found.append(hashed.digest())
     return found
 

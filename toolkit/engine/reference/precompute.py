@@ -1,4 +1,4 @@
-"""The pass that computes the reference's log-probs of every pair, before training begins."""
+"""The pass that computes the reference's log-probs of every row, before training begins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from rich.console import Console
@@ -16,11 +17,12 @@ from trl.trainer.utils import use_adapter
 from toolkit.console.screen import bar
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.base import recompute
+from toolkit.engine.base.micro_batches import row_tokens
 from toolkit.engine.reference import cache
+from toolkit.engine.reference.kinds import LABELLED, Kind
 from toolkit.engine.shared_prompt.hooks import TREE, installed
 
 REF_ADAPTER = "ref"  # TRL's name for it
-COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,24 @@ class Pass:
 
 
 def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = False) -> Pass:
-    """Adds `ref_chosen_logps` and `ref_rejected_logps` to the trainer's rows, from disk where they are kept there.
+    """Adds the columns of its `reference_kind` to the trainer's rows, from disk where they are kept there.
 
     At most `batch_size` pairs run at once, fewer where the trainer's micro-batches end; where they find no room it goes
     on with a half, a quarter ... With `anew` nothing that is kept is used.
     """
+    kind = trainer.reference_kind
     facts = cache.facts_of(trainer.model, REF_ADAPTER, trainer.processing_class.pad_token_id)
     facts["autocast"] = [trainer.args.bf16, trainer.args.fp16]
     sharing = installed(trainer.model)
     facts["shared_prompts"] = sharing.kernel if sharing else None
-    facts["tokens"] = trainer.micro_batches.tokens
+    facts["micro_batches"] = [trainer.micro_batches.tokens, trainer.micro_batches.rows]
     orders = []
     for side, title, is_trained in (("train_dataset", "train", True), ("eval_dataset", "held-out", False)):
         rows = getattr(trainer, side)
         if rows is None:
             continue
-        rows = rows.remove_columns([column for column in COLUMNS if column in rows.column_names])
-        order = _Order.of(rows, title, is_trained, facts | {"training": is_trained}, batch_size)
+        rows = rows.remove_columns([column for column in kind.columns if column in rows.column_names])
+        order = _Order.of(rows, kind, title, is_trained, facts | {"training": is_trained}, batch_size)
         with cache.opened(order.key, len(rows), console) as entry:
             if anew:
                 entry.forget()
@@ -71,12 +74,13 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
 
 @dataclass
 class _Order:
-    """The pairs of one set in the order in which they are computed: longest first. `title` names the set.
+    """The rows of one set in the order in which they are computed: longest first. `title` names the set.
 
     `is_trained`: the policy will see them in training's forward, else in that of an evaluation.
     """
 
     rows: Dataset
+    kind: Kind
     title: str
     is_trained: bool
     indices: list[int]
@@ -86,23 +90,28 @@ class _Order:
 
     @classmethod
     def of(
-        cls, rows: Dataset, title: str, is_trained: bool, facts: dict[str, Any], batch_size: int
+        cls,
+        rows: Dataset,
+        kind: Kind,
+        title: str,
+        is_trained: bool,
+        facts: dict[str, Any],
+        batch_size: int,
     ) -> _Order:
-        digests = cache.digests(rows)
-        indices = _longest_first(rows, digests)
-        return cls(
-            rows, title, is_trained, indices, cache.key_of(facts, [digests[i] for i in indices], batch_size)
-        )
+        digests = cache.digests(rows, kind.ids)
+        indices = _longest_first(rows, kind, digests)
+        key = cache.key_of(facts, [digests[i] for i in indices], batch_size)
+        return cls(rows, kind, title, is_trained, indices, key)
 
     def rows_with_log_probs(self) -> Dataset:
         """The rows in their own order, with both columns: in memory, for nothing of them may come from a file that
         nobody sealed. That is 4 bytes a token."""
         rows = self.rows.flatten_indices(keep_in_memory=True)
-        chosen, rejected = (
-            [batch.chosen for batch in self.batches],
-            [batch.rejected for batch in self.batches],
+        first, second = (
+            [batch.first for batch in self.batches],
+            [batch.second for batch in self.batches],
         )
-        for column, of_side in zip(COLUMNS, (chosen, rejected), strict=True):
+        for column, of_side in zip(self.kind.columns, (first, second), strict=True):
             values = np.empty(len(rows))
             values[self.indices] = np.concatenate(of_side)
             rows = rows.add_column(column, values.tolist())
@@ -120,11 +129,11 @@ def _complete(trainer: Any, order: _Order, entry: cache.Entry, batch_size: int, 
     if num_done:
         batch_size = entry.batches[-1].fitting
         console.print(
-            f"reference log-probs: {num_done:,} of {num_pairs:,} {order.title} pairs were there already"
+            f"reference log-probs: {num_done:,} of {num_pairs:,} {order.title} {order.kind.called} were there already"
         )
     if num_done == num_pairs:
         return
-    title = f"reference log-probs, {num_pairs - num_done:,} {order.title} pairs"
+    title = f"reference log-probs, {num_pairs - num_done:,} {order.title} {order.kind.called}"
     with (
         bar(console, title, num_pairs - num_done) as advance,
         use_adapter(trainer.model, REF_ADAPTER),
@@ -149,16 +158,21 @@ def _next_batch(trainer: Any, rows: Dataset, indices: list[int], batch_size: int
         return log_probs_of(trainer, batch_of(trainer, pairs[:size]))
 
     def longest() -> str:
-        return f"pair {indices[0]} of {pairs[0]['length']} tokens"
+        return f"row {indices[0]} of {row_tokens(pairs[0])} tokens"
 
     log_probs, fitting = trainer.recovery.halving("reference pass", size, of_first, longest)
-    chosen, rejected = (values.cpu().numpy() for values in log_probs)
-    return cache.Batch(fitting if fitting < size else batch_size, chosen, rejected)
+    first, second = (values.cpu().numpy() for values in log_probs)
+    return cache.Batch(fitting if fitting < size else batch_size, first, second)
 
 
-def _longest_first(rows: Dataset, digests: list[bytes]) -> list[int]:
-    """By length and then by content: who shares a batch with whom depends on the set of pairs, not on its order."""
-    lengths = rows["length"][:]
+def _longest_first(rows: Dataset, kind: Kind, digests: list[bytes]) -> list[int]:
+    """By length and then by content: who shares a batch with whom depends on the set of rows, not on its order."""
+    lengths: list[int] = []
+    for some in rows.select_columns(list(kind.ids)).with_format("arrow").iter(1000):
+        prompt, *replies = (
+            pyarrow.compute.list_value_length(some[name].combine_chunks()).to_numpy() for name in kind.ids
+        )
+        lengths += (prompt + np.maximum(*replies)).tolist()
     return sorted(range(len(rows)), key=lambda index: (-lengths[index], digests[index]))
 
 
@@ -183,19 +197,28 @@ def batch_of(trainer: Any, pairs: list[Any]) -> Any:
 
 
 def log_probs_of(trainer: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """log pi(reply | prompt), summed over the reply's tokens: (pairs,) for chosen and for rejected, fp32.
+    """log pi(reply | prompt), summed over the reply's tokens: (pairs,) for chosen and for rejected, or (rows,) for a
+    row's own reply and that of its neighbour; fp32.
 
     Through the same fused head that the trainer's loss uses, with the adapter that is active.
     """
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
+    if trainer.reference_kind is LABELLED:
+        return _summed(trainer, batch), _summed(trainer, batch, "KL_")
+    chosen, rejected = _summed(trainer, batch).chunk(2)
+    return chosen, rejected
+
+
+def _summed(trainer: Any, batch: Any, prefix: str = "") -> torch.Tensor:
+    ids = batch[f"{prefix}input_ids"]
+    labels = ids.masked_fill(batch[f"{prefix}completion_mask"] == 0, IGNORE_INDEX)
     with torch.no_grad(), trainer.accelerator.autocast():
         output = trainer.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            input_ids=ids,
+            attention_mask=batch[f"{prefix}attention_mask"],
             labels=labels,
             use_cache=False,
             fused_lm_head=True,
             **{key: batch[key] for key in (TREE,) if key in batch},
         )
-    chosen, rejected = output.log_probs.float().sum(dim=1).chunk(2)
-    return chosen, rejected
+    summed: torch.Tensor = output.log_probs.float().sum(dim=1)
+    return summed

@@ -1,6 +1,6 @@
-"""The DPO reference: its log-probs computed once before training, and the proof that it is the policy.
+"""The reference of DPO and KTO: its log-probs computed once before training, and the proof that it is the policy.
 
-TRL copies the adapter that the policy starts from into one called "ref". We read its log-probs for every pair, or
+TRL copies the adapter that the policy starts from into one called "ref". We read its log-probs for every row, or
 find them where an earlier pass left them, attach them to the rows, prove them and delete the copy: training then
 holds one adapter, a checkpoint too.
 """
@@ -17,8 +17,8 @@ from rich.console import Console
 
 from toolkit.engine.base.random_state import RandomState
 from toolkit.engine.reference import cache
+from toolkit.engine.reference.kinds import Start
 from toolkit.engine.reference.precompute import (
-    COLUMNS,
     REF_ADAPTER,
     Pass,
     batch_of,
@@ -27,7 +27,6 @@ from toolkit.engine.reference.precompute import (
     precompute,
 )
 from toolkit.errors import UserError
-from toolkit.recipe.dpo_losses import LOSSES
 from toolkit.run import manifest
 
 POLICY_ADAPTER = "default"
@@ -39,10 +38,10 @@ LOSS_TOLERANCE = 1e-3  # of the value that the loss starts with where that is ab
 
 @dataclass(frozen=True)
 class Proof:
-    """The policy on some pairs against their reference: the loss farthest from `start`, where it has to begin, and the
-    largest reward margin. `formula` says in words what the start is."""
+    """The policy on some rows against their reference: the loss farthest from `start`, where it has to begin, and the
+    largest reward margin (of KTO: reward). `formula` says in words what the start is."""
 
-    pairs: int
+    rows: int
     loss: float
     margin: float
     start: float
@@ -65,8 +64,8 @@ def establish(trainer: Any, source: str, batch_size: int, console: Console) -> d
     disk. Returns the report's {pairs, reused, seconds}. Raises UserError when the reference is not the policy;
     `source` is the adapter that both were taken from. Uses up no random numbers.
     """
-    started, generators = time.perf_counter(), RandomState()
-    num_weights = prove_weights(trainer.model, source)
+    started, generators, kind = time.perf_counter(), RandomState(), trainer.reference_kind
+    num_weights = prove_weights(trainer.model, source, kind.name)
     done = precompute(trainer, batch_size, console)
     proof = prove(trainer, done)
     if not proof.holds:
@@ -80,17 +79,17 @@ def establish(trainer: Any, source: str, batch_size: int, console: Console) -> d
     if not proof.holds:
         cache.delete(done.keys)
         raise UserError(
-            f"the DPO reference is not the policy that training starts from: on {proof.pairs} pairs the loss is "
-            f"{proof.loss:.4f} (expected: {proof.formula} = {proof.start:.4f} within {proof.loss_tolerance:g}) and the "
-            f"largest margin {proof.margin:.4f} (expected: 0 within {MARGIN_TOLERANCE:g}), twice. Their weights are "
-            f"equal, taken from {source}: passes over the same batch do not give the same numbers here. {_fix()}, and "
-            "check the machine"
+            f"the {kind.name} reference is not the policy that training starts from: on {proof.rows} {kind.called} the "
+            f"loss is {proof.loss:.4f} (expected: {proof.formula} = {proof.start:.4f} within "
+            f"{proof.loss_tolerance:g}) and the largest margin {proof.margin:.4f} (expected: 0 within "
+            f"{MARGIN_TOLERANCE:g}), twice. Their weights are equal, taken from {source}: passes over the same batch "
+            f"do not give the same numbers here. {_fix()}, and check the machine"
         )
     drop(trainer)
     generators.restore()
     console.print(
         f"[green]the reference is the policy[/] ({source}): {num_weights} weights equal bit for bit, loss "
-        f"{proof.loss:.6f} = {proof.formula}, largest margin {proof.margin:.1e} on {proof.pairs} pairs"
+        f"{proof.loss:.6f} = {proof.formula}, largest margin {proof.margin:.1e} on {proof.rows} {kind.called}"
     )
     return {"pairs": done.pairs, "reused": done.reused, "seconds": time.perf_counter() - started}
 
@@ -119,25 +118,30 @@ def prove(trainer: Any, done: Pass) -> Proof:
     In another batch, or beside longer pairs, the same pair comes out up to 0.1 nats apart in bf16; in the same batch
     equal weights give equal bits. Nothing of it reaches the logs.
     """
-    margins, losses = [], []
+    margins, losses, starts = [], [], list[Start]()
+    kind = trainer.reference_kind
     logged, tokens = trainer._metrics, trainer._total_train_tokens
     trainer._metrics = {mode: defaultdict(list) for mode in logged}
     try:
         for indices in done.ends:
-            batch = batch_of(trainer, [trainer.train_dataset[index] for index in indices])
+            rows = [trainer.train_dataset[index] for index in indices]
+            batch = batch_of(trainer, rows)
+            starts.append(kind.start(trainer, rows))
             with forward_of(trainer.model, training=True):
-                chosen, rejected = log_probs_of(trainer, batch)
-                margins.append(chosen - batch[COLUMNS[0]] - (rejected - batch[COLUMNS[1]]))
+                log_probs = zip(log_probs_of(trainer, batch), kind.columns, strict=True)
+                margins.append(kind.apart(*(policy - batch[column] for policy, column in log_probs)))
                 # As `train()` will run it: accelerate wraps the model's forward in this autocast, here nothing has.
                 with torch.no_grad(), trainer.accelerator.autocast():
                     losses.append(trainer.compute_loss(trainer.model, batch))
     finally:
         trainer._metrics, trainer._total_train_tokens = logged, tokens
-    known, loss = LOSSES[trainer.loss_types[0]], torch.stack(losses)
-    start = known.start(trainer.beta)
-    worst = loss[(loss - start).abs().argmax()].item()  # NaN counts as the largest, in both
+    loss = torch.stack(losses)
+    begins = loss.new_tensor([start.value for start in starts])
+    worst = int((loss - begins).abs().argmax())  # NaN counts as the largest, in both
     margin = trainer.beta * torch.cat(margins).abs().max().item()
-    return Proof(sum(map(len, margins)), worst, margin, start, known.formula)
+    return Proof(
+        sum(map(len, done.ends)), loss[worst].item(), margin, starts[worst].value, starts[worst].formula
+    )
 
 
 def drop(trainer: Any) -> None:

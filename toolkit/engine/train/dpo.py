@@ -11,6 +11,7 @@ from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.data import preparation
 from toolkit.engine.reference import proof
 from toolkit.engine.reference.first_step import FirstStep
+from toolkit.engine.reference.kinds import PAIRS
 from toolkit.engine.reference.precompute import REF_ADAPTER
 from toolkit.engine.train import shared_prompts, stage
 from toolkit.engine.train.checkpoints import DurableCheckpoints
@@ -30,6 +31,7 @@ class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):
     """
 
     reference: dict[str, Any]
+    reference_kind = PAIRS
     shared_prompts: dict[str, Any] | None = None
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

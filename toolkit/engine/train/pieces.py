@@ -7,6 +7,7 @@ never learn of it.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -23,7 +24,11 @@ from toolkit.engine.base.random_state import RandomState
 from toolkit.errors import UserError
 
 LAYERS_A_STEP = 8  # of 32 a step costs 9% of the time by FLOPs, all of them 46%
-ID_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
+ID_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
+REWARDS, MARGIN = (
+    ("rewards/chosen", "rewards/rejected"),
+    "rewards/margins",
+)  # of KTO a piece may hold one class alone
 EXTREMES = {"min": min, "max": max}  # how names of TRL's metrics begin that are no averages
 ROWS = "rows_of_this_batch"  # where a batch carries the rows that it was collated from
 MOST_RAN = (
@@ -278,6 +283,8 @@ class OutOfMemoryRecovery(TrainerOfTRL):
 
 def metric_weights(batch: Any) -> dict[str, float]:
     """What TRL's averages over a batch are averages of: "" stands for every name that is not listed."""
+    if "KL_completion_mask" in batch:
+        return _labelled_weights(batch)
     if "completion_mask" in batch:
         chosen, rejected = (side.sum().item() for side in batch["completion_mask"][:, 1:].chunk(2))
         pairs = len(batch["completion_mask"]) // 2
@@ -293,21 +300,45 @@ def metric_weights(batch: Any) -> dict[str, float]:
     return {"": (batch["labels"][:, 1:] != IGNORE_INDEX).sum().item()}
 
 
+def _labelled_weights(batch: Any) -> dict[str, float]:
+    """KTO logs what it knows of each class, over its replies or their tokens."""
+    good, tokens = batch["label"].bool(), batch["completion_mask"][:, 1:].sum(dim=1)
+    chosen, rejected = good.sum().item(), (~good).sum().item()
+    return {
+        "": chosen + rejected,
+        "entropy": tokens.sum().item(),
+        "logits/chosen": tokens[good].sum().item(),
+        "logits/rejected": tokens[~good].sum().item(),
+        **dict.fromkeys(("rewards/chosen", "logps/chosen"), chosen),
+        **dict.fromkeys(("rewards/rejected", "logps/rejected"), rejected),
+    }
+
+
 def merge_metrics(
     log: dict[str, list[float]], pieces: list[dict[str, list[float]]], weights: list[dict[str, float]]
 ) -> None:
     """Adds to TRL's `log` what the whole batch would have logged: one value a metric, the mean over its pieces, or the
-    smallest or largest of them."""
-    for name, values in pieces[-1].items():
+    smallest or largest of them. A piece that does not log a metric has none of the rows that it is of."""
+    for name in dict.fromkeys(itertools.chain.from_iterable(pieces)):
         if name == "num_tokens" or len(pieces) == 1:
+            values = pieces[-1][name]
             log[name] = values if name == "num_tokens" else log[name] + values  # the first is a running total
+            continue
+        if name == MARGIN:
             continue
         if extreme := EXTREMES.get(name.partition("_")[0]):
             log[name] = [*log[name], extreme(piece[name][0] for piece in pieces)]
             continue
-        of_name = [weight.get(name, weight[""]) for weight in weights]
-        total = sum(weight * piece[name][0] for weight, piece in zip(of_name, pieces, strict=True))
-        log[name] = [*log[name], total / max(sum(of_name), 1)]
+        logged = [
+            (weight.get(name, weight[""]), piece[name][0])
+            for weight, piece in zip(weights, pieces, strict=True)
+            if name in piece
+        ]
+        total = sum(weight for weight, _ in logged)
+        log[name] = [*log[name], sum(weight * value for weight, value in logged) / max(total, 1)]
+    if len(pieces) > 1 and set(REWARDS) <= set(itertools.chain.from_iterable(pieces)):
+        chosen, rejected = (log[name][-1] for name in REWARDS)
+        log[MARGIN] = [*log[MARGIN], chosen - rejected]
 
 
 def ids_of(row: dict[str, Any]) -> tuple[list[int], ...]:

@@ -23,7 +23,7 @@ from toolkit.engine.train.interrupt import StopOnSignal
 from toolkit.engine.train.progress import evaluated_at
 from toolkit.errors import UserError
 from toolkit.files import digest
-from toolkit.recipe.schema import AnswersSection
+from toolkit.recipe.schema import AnswersSection, StageSection
 from toolkit.records.marks import AdapterMark, Made
 from toolkit.records.run_manifest import Base
 from toolkit.records.run_report import RunReport
@@ -80,9 +80,7 @@ def _train(
     model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
     prepared = preparation.prepare(recipe, section, job.stage.row_kind, loaded, console)
     prepared.report.write(run.data_report)
-    if section.group_by_length:
-        order = grouped_by_length(prepared.train["length"][:], section.rows_per_step, recipe.seed)
-        prepared.train = prepared.train.select(order)
+    prepared.train = in_order(prepared.train, section, recipe.seed)
     rows = _identify(job, prepared)
 
     trainer = build(job, loaded, prepared)
@@ -127,6 +125,13 @@ def _train(
     report = replace(report, wall_seconds=time.monotonic() - started)
     report.write(run.report)
     return report
+
+
+def in_order(rows: Any, section: StageSection, seed: int) -> Any:
+    """The rows as they are read where nothing shuffles them: those of like length together, if the recipe says so."""
+    if not section.group_by_length:
+        return rows
+    return rows.select(grouped_by_length(rows["length"][:], section.rows_per_step, seed))
 
 
 def _check_rows(trained: Any, prepared: Any, recorded: str) -> None:
