@@ -11,6 +11,7 @@ one process. Every plan has the reference's log-probs already, so each pair's re
 
 import argparse
 import json
+import math
 import random
 import statistics
 import sys
@@ -217,10 +218,10 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def peak_gib() -> float:
+def peak_gib() -> float | None:
     import torch
 
-    return torch.cuda.max_memory_allocated() / hardware.GIB if torch.cuda.is_available() else float("nan")
+    return torch.cuda.max_memory_allocated() / hardware.GIB if torch.cuda.is_available() else None
 
 
 def show(name: str, plans: dict[str, dict[str, float]]) -> None:
@@ -231,7 +232,7 @@ def show(name: str, plans: dict[str, dict[str, float]]) -> None:
         print(
             f"{plan:9} {found['seconds_a_pair'] * 1000:7.1f}  {found['tokens_a_pair']:11.0f}  "
             f"x{best / found['seconds_a_pair']:16.2f}  {found['loss_difference']:.1e}  "
-            f"{found['gradient_difference']:13.1e}  {found['peak_gib']:8.2f}"
+            f"{found['gradient_difference']:13.1e}  {found['peak_gib'] or math.nan:8.2f}"
         )
 
 
