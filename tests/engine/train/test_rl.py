@@ -67,6 +67,12 @@ def built(sft: Stage, runs: Path, *overrides: str) -> Any:
     return found.value.args[0]
 
 
+@pytest.fixture(scope="module")
+def trainer(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One of RLOO that several tests ask, without training it."""
+    return built(sft, tmp_path_factory.mktemp("trainer"))
+
+
 def test_its_kl_is_taken_to_where_it_started_and_is_0_at_first(done: Stage) -> None:
     learnt = done.report["reward_learning"]
     assert learnt["kl_at_first"] == 0.0 and learnt["reference_weights"] > 0
@@ -118,26 +124,26 @@ def test_a_reference_that_a_library_deletes_is_put_back(
         run_stage(tiny(*FEW, "rl.algorithm=grpo", "rl.max_steps=1"), "rl", tmp_path, name="unproved")
 
 
-def test_completions_are_drawn_by_a_seed_of_their_own(sft: Stage, tmp_path: Path) -> None:
-    drawn = {}
-    for name, seed in (("first", 1), ("other", 2)):
-        (tmp_path / name).mkdir()
-        trainer = built(sft, tmp_path / name, f"rl.sampling_seed={seed}")
-        prompts = [row["prompt_ids"] for row in trainer.train_dataset.select(range(4))]
+def test_completions_are_drawn_by_a_seed_of_their_own(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [row["prompt_ids"] for row in trainer.train_dataset.select(range(4))]
+    drawn = []
+    for seed in (1, 2):
+        monkeypatch.setattr(trainer, "section", tiny(*FEW, f"rl.sampling_seed={seed}").rl)
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        drawn[name] = trainer._generate_single_turn(prompts, None, {})
+        drawn.append(trainer._generate_single_turn(prompts, None, {}))
         assert torch.equal(torch.get_rng_state(), before), "training would draw otherwise"
         torch.rand(7)
-        assert trainer._generate_single_turn(prompts, None, {}) == drawn[name]
-        trainer.state.global_step = 1
-        assert trainer._generate_single_turn(prompts, None, {}) != drawn[name]
-    assert drawn["first"] != drawn["other"]
+        assert trainer._generate_single_turn(prompts, None, {}) == drawn[-1]
+    monkeypatch.setattr(trainer.state, "global_step", 1)
+    drawn.append(trainer._generate_single_turn(prompts, None, {}))
+    assert drawn[0] != drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_in_pieces_it_is_the_same_gradient(algorithm: str, sft: Stage, tmp_path: Path) -> None:
-    trainer = built(sft, tmp_path, f"rl.algorithm={algorithm}")
+def test_in_pieces_it_is_the_same_gradient(algorithm: str, trainer: Any, sft: Stage, tmp_path: Path) -> None:
+    if algorithm != "rloo":
+        trainer = built(sft, tmp_path, f"rl.algorithm={algorithm}")
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     rows = trainer.data_collator([trainer.train_dataset[index] for index in (0, 0, 0, 0, 1, 1, 1, 1)])
@@ -153,13 +159,13 @@ def test_in_pieces_it_is_the_same_gradient(algorithm: str, sft: Stage, tmp_path:
     assert ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item() < 0.01
 
 
-def test_prompts_reach_the_model_as_they_were_prepared(sft: Stage, tmp_path: Path) -> None:
-    trainer = built(sft, tmp_path)
+def test_prompts_reach_the_model_as_they_were_prepared(trainer: Any) -> None:
     rows = [trainer.train_dataset[index] for index in range(16)]
     found = trainer._tokenize_prompts([row["prompt"] for row in trainer.data_collator(rows)])
     assert list(found[0]) == [row["prompt_ids"] for row in rows]
 
 
+@pytest.mark.long
 def test_evaluating_changes_nothing_of_what_is_trained(done: Stage, sft: Stage, tmp_path: Path) -> None:
     eval_rows = "rl.eval_datasets=[{path: tiny/questions.jsonl, rows: 8}]", "rl.per_device_eval_batch_size=8"
     watched = run_stage(tiny(*FEW, *eval_rows, "rl.max_steps=2"), "rl", beside_sft(sft, tmp_path))
