@@ -68,7 +68,7 @@ define newline
 
 
 endef
-KNOWN := sft dpo reward kto$(if $(wildcard run_rl.py), rl)
+KNOWN := sft dpo reward kto rl
 NAMED := $(subst $(comma), ,$(STAGES))
 ifneq ($(or $(filter-out $(KNOWN),$(NAMED)),$(if $(NAMED),,none)),)
 $(error STAGES=$(STAGES): name one or more of $(KNOWN), with commas between)
