@@ -9,7 +9,6 @@ from typing import Any
 from toolkit.data import sets
 from toolkit.data.accounting import Accounting
 from toolkit.data.reasons import Reason
-from toolkit.data.rows import Pair
 from toolkit.drafting.choices import NUM_PROMPTS
 from toolkit.drafting.facts import RowFacts
 from toolkit.engine.base.model import LoadedModel
@@ -54,5 +53,5 @@ def _prompts(items: list[Any]) -> list[str]:
 
 def _asked(item: Any) -> str:
     """What a row of one question asks; "" where it has more turns."""
-    turns = item.prompt if isinstance(item, Pair) else item[:-1]
+    turns = item[:-1] if isinstance(item, list) else item.prompt
     return turns[-1]["content"].strip() if len(turns) == 1 else ""
