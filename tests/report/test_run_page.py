@@ -219,7 +219,7 @@ def test_figures_have_titles_with_units_and_shares_their_whole_axis() -> None:
 
     series = run_record.Series([1, 2], [0.5, 0.6])
     for chart in (*curves.CHARTS.values(), *curves.OPTIMIZER, curves.MEMORY):
-        plot = figures._figure(chart, {curve.key: series for curve in chart.curves}, Range1d(0, 3), [])
+        plot = figures.figure_of(chart, {curve.key: series for curve in chart.curves}, Range1d(0, 3), [])
         assert plot.xaxis.axis_label == "optimizer step" and plot.yaxis.axis_label == chart.axis != ""
         if chart.is_share:
             assert (round(plot.y_range.start, 1), round(plot.y_range.end, 1)) == (0, 1)
