@@ -7,7 +7,8 @@
 #   make run STAGES=sft,dpo,reward,kto   these stages in this order, and the comparison of what answers
 #   make run ARGS="--set dpo.beta=0.2"   with options for all scripts
 #   make test                            the test suite; make test ARGS="-k masking" for a part of it
-#   make test-long                       what the test suite leaves out: campaigns of minutes
+#   make test-long                       what the test suite leaves out: what takes half a minute or more
+#   make test-campaigns                  before a release: campaigns of minutes each
 #   make lint                            ruff, formatting, types
 #   make docs                            docs/recipe.md, from the recipe's schema
 #   make setup                           .venv alone; make setup PYTHON=python3.12 to choose the interpreter
@@ -74,7 +75,7 @@ ifneq ($(or $(filter-out $(KNOWN),$(NAMED)),$(if $(NAMED),,none)),)
 $(error STAGES=$(STAGES): name one or more of $(KNOWN), with commas between)
 endif
 
-.PHONY: help setup optional doctor run test test-long lint docs clean
+.PHONY: help setup optional doctor run test test-long test-campaigns lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -98,6 +99,9 @@ test: $(DEV)
 
 test-long: $(DEV)
 	$(VENV_PYTHON) -m pytest -m long $(ARGS)
+
+test-campaigns: $(DEV)
+	$(VENV_PYTHON) -m pytest -m campaign $(ARGS)
 
 lint: $(DEV)
 	$(VENV_PYTHON) -m ruff check .

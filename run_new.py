@@ -7,8 +7,6 @@
 Writes one YAML, which run_sft.py and run_dpo.py take as --recipe. What it cannot find out it asks for as options.
 """
 
-from rich.markup import escape
-
 from toolkit import cli, env
 from toolkit.console.plan_view import show_plan
 from toolkit.console.screen import Screen
@@ -26,7 +24,7 @@ def main() -> None:
     for plan in plans:
         show_plan(written, plan, plan.stage, console)
         if problem := plan.problem(written.name):
-            console.print(f"[yellow]{escape(problem)}[/]")
+            console.print(problem, style="yellow", markup=False)
     cli.result(console, "written", f": {wanted.draft.file}")
 
 

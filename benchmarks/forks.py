@@ -46,9 +46,11 @@ class Running:
             self.pid = process.pid
             process.returncode = 0  # it is reaped here
             return
-        self.pid = os.fork()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        self.pid = os.fork()  # until the fork takes signals as a script does, none reaches it
         if self.pid == 0:
             _become(words, environment, self.out, self.err, jump)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         with contextlib.suppress(OSError):
             os.setpgid(self.pid, self.pid)
 
@@ -116,6 +118,7 @@ def _become(words: list[str], environment: dict[str, str], out: Path, err: Path,
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         os.environ.update(environment)
         if jump is not None:
             _jump(*jump)

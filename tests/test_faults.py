@@ -84,7 +84,7 @@ def test_the_rule(code: int | None, said: str, wrong: str | None) -> None:
     assert found is None if wrong is None else found is not None and wrong in found
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_a_short_campaign_has_no_exception(tmp_path: Path) -> None:
     out = tmp_path / "faults.json"
     words = ["--faults", "6", "--seed", str(random.randrange(10**6)), "--out", str(out)]

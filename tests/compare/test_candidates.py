@@ -106,7 +106,7 @@ def test_rewards_are_against_sft_or_else_the_base(run: RunDir, tmp_path: Path) -
     assert found and found.folder == run.of("sft").adapter
     found = reference(load("tiny", ("sft=null",)), run)
     assert found and found.folder is None
-    assert reference(load("tiny", ("dpo=null",)), run) is None
+    assert reference(load("tiny", ("dpo=null", "kto=null")), run) is None
     assert reference(RECIPE, RunDir(tmp_path / "none", "tiny", "compare")) is None
 
 

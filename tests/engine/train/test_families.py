@@ -80,7 +80,10 @@ def recipe_of(folder: Path, *overrides: str) -> Recipe:
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(family, marks=[] if family in IN_EVERY_SUITE else pytest.mark.long) for family in FAMILIES],
+    [
+        pytest.param(family, marks=[] if family in IN_EVERY_SUITE else pytest.mark.campaign)
+        for family in FAMILIES
+    ],
 )
 def test_a_family_is_trained_proved_and_merged(family: str, tmp_path: Path) -> None:
     folder = folder_of(family, tmp_path / family, **FAMILIES[family])

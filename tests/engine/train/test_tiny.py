@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.engine.conftest import once
 
 pytestmark = pytest.mark.long  # minutes of training, which `make run` shows to a person
 
@@ -15,13 +16,16 @@ pytestmark = pytest.mark.long  # minutes of training, which `make run` shows to 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts in an empty folder of a user's own."""
-    folder = tmp_path_factory.mktemp("user")
+    return once(tmp_path_factory, "user", made) / "runs" / "tiny"
+
+
+def made(folder: Path) -> Path:
     for name in ("sft", "dpo", "reward", "compare"):
         command = [sys.executable, str(ROOT / f"run_{name}.py"), "--recipe", "tiny"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stderr and "\x1b" not in done.stdout
-    return folder / "runs" / "tiny"
+    return folder
 
 
 def test_sft_teaches_to_answer_and_dpo_to_answer_the_preferred_way(runs: Path) -> None:

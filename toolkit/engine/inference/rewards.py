@@ -62,10 +62,10 @@ def measure(
 
 
 def _section(recipe: Recipe, name: str) -> Dpo | Kto:
-    """The section whose beta a model's rewards take: its own stage's, else that of the last one with a reference."""
+    """The section whose beta a model's rewards take: its own stage's, else that of the first one with a reference."""
     with_reference = [stage.name for stage in recipe.stages() if stage.has_reference]
     own = stages.of(name).name if stages.is_variant(name) else None
-    section = recipe.section(own if own in with_reference else with_reference[-1])
+    section = recipe.section(own if own in with_reference else with_reference[0])
     assert isinstance(section, (Dpo, Kto))
     return section
 

@@ -319,12 +319,14 @@ def merge_metrics(
 ) -> None:
     """Adds to TRL's `log` what the whole batch would have logged: one value a metric, the mean over its pieces, or the
     smallest or largest of them. A piece that does not log a metric has none of the rows that it is of."""
-    for name in dict.fromkeys(itertools.chain.from_iterable(pieces)):
+    names = dict.fromkeys(itertools.chain.from_iterable(pieces))
+    of_sides = len(pieces) > 1 and names.keys() >= set(REWARDS)
+    for name in names:
         if name == "num_tokens" or len(pieces) == 1:
             values = pieces[-1][name]
             log[name] = values if name == "num_tokens" else log[name] + values  # the first is a running total
             continue
-        if name == MARGIN:
+        if name == MARGIN and of_sides:
             continue
         if extreme := EXTREMES.get(name.partition("_")[0]):
             log[name] = [*log[name], extreme(piece[name][0] for piece in pieces)]
@@ -336,7 +338,7 @@ def merge_metrics(
         ]
         total = sum(weight for weight, _ in logged)
         log[name] = [*log[name], sum(weight * value for weight, value in logged) / max(total, 1)]
-    if len(pieces) > 1 and set(REWARDS) <= set(itertools.chain.from_iterable(pieces)):
+    if of_sides:
         chosen, rejected = (log[name][-1] for name in REWARDS)
         log[MARGIN] = [*log[MARGIN], chosen - rejected]
 
