@@ -166,7 +166,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_a_preview_needs_neither_model_nor_gpu(stage: str, base: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": f"the {i}", "chosen": "a" * i, "rejected": "an"} for i in range(30)

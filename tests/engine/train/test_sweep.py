@@ -29,6 +29,7 @@ def job(runs: Path, name: str, *overrides: str) -> Job:
     return Job(recipe, plan_stage(recipe, "dpo", None, 16), RunDir(runs, "tiny", name), Console(quiet=True))
 
 
+@pytest.mark.long
 def test_a_run_of_a_sweep_is_the_single_run_bit_for_bit_with_one_load_and_no_log_prob_twice(
     runs_with_sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
