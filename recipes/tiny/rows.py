@@ -156,15 +156,20 @@ def sft_rows(pool: list[Fact], count: int, seed: int) -> list[dict]:
     return rows
 
 
+def asked_and_answer(topic: Fact, pool: list[Fact], rng: random.Random) -> tuple[list[dict], str]:
+    """Turns up to a question about the topic, and the bare sentence that answers it."""
+    manner = weighted(MANNER_WEIGHTS, rng)
+    messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "plain", rng)
+    return messages, topic.fill(rng.choice(topic.attribute.reply))
+
+
 def dpo_rows(pool: list[Fact], count: int, seed: int) -> list[dict]:
     """Pairs in the layout of orpo-dpo-mix-40k: `prompt` is the first user turn, chosen and rejected are
     whole conversations that differ in the last answer only, and that in manner only."""
     rng = random.Random(seed)
     rows = []
     for topic in deal(pool, count, rng):
-        manner = weighted(MANNER_WEIGHTS, rng)
-        messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "plain", rng)
-        sentence = topic.fill(rng.choice(topic.attribute.reply))
+        messages, sentence = asked_and_answer(topic, pool, rng)
         worse = weighted(REJECTED_WEIGHTS, rng)
         first = next(m["content"] for m in messages if m["role"] == "user")
         rows.append({
@@ -183,9 +188,7 @@ def kto_rows(pool: list[Fact], count: int, seed: int) -> list[dict]:
     rng = random.Random(seed)
     rows = []
     for topic in deal(pool, count, rng):
-        manner = weighted(MANNER_WEIGHTS, rng)
-        messages = ask_in_context(earlier_topics(topic, pool, rng), topic, manner, "plain", rng)
-        sentence = topic.fill(rng.choice(topic.attribute.reply))
+        messages, sentence = asked_and_answer(topic, pool, rng)
         style = "courteous" if rng.random() < GOOD_SHARE else weighted(REJECTED_WEIGHTS, rng)
         good = style == "courteous"
         rows.append({

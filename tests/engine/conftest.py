@@ -5,7 +5,8 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,6 +169,26 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return runs / "tiny"
 
     return once(tmp_path_factory, "shared-steps", train)
+
+
+@contextmanager
+def stopped_in_the_fourth_step() -> Iterator[None]:
+    """A run in the block breaks off there, with three steps done."""
+    from toolkit.engine.train.pieces import OutOfMemoryRecovery
+
+    class Stop(Exception):
+        pass
+
+    step = OutOfMemoryRecovery.training_step
+
+    def stop_in_the_fourth(self: Any, *args: Any) -> Any:
+        if self.state.global_step == 3:
+            raise Stop
+        return step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(OutOfMemoryRecovery, "training_step", stop_in_the_fourth)
+        yield
 
 
 def start(name: str, runs: Path, *overrides: str) -> Script:

@@ -9,11 +9,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from tests.engine.conftest import Stage, run_stage, tiny, weights
+from tests.engine.conftest import Stage, run_stage, stopped_in_the_fourth_step, tiny, weights
 from toolkit.engine.base import model
 from toolkit.engine.reference import proof as proving
 from toolkit.engine.train import kto
-from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.memory.plan import plan_stage
 from toolkit.run.rundir import RunDir
 from toolkit.training.job import Job
@@ -148,22 +147,9 @@ def test_in_pieces_it_has_the_kl_of_the_whole_batch_and_the_same_gradient_and_lo
 
 
 @pytest.mark.long
-def test_stopped_in_a_step_it_ends_with_the_same_bits(
-    done: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Stop(Exception):
-        pass
-
-    step = OutOfMemoryRecovery.training_step
-
-    def stop_in_the_fourth(self: Any, *args: Any) -> Any:
-        if self.state.global_step == 3:
-            raise Stop
-        return step(self, *args)
-
+def test_stopped_in_a_step_it_ends_with_the_same_bits(done: Stage, tmp_path: Path) -> None:
     beside(done.run.of("sft").path, tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(OutOfMemoryRecovery, "training_step", stop_in_the_fourth)
+    with stopped_in_the_fourth_step():
         run_stage(tiny(*FEW), "kto", tmp_path)
     again = run_stage(tiny(*FEW), "kto", tmp_path)
     assert "continuing at step 2 of 5" in again.shown

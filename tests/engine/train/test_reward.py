@@ -17,13 +17,12 @@ from transformers import (
 )
 
 from tests.conftest import ROOT
-from tests.engine.conftest import Stage, run_stage, tiny, weights
+from tests.engine.conftest import Stage, run_stage, stopped_in_the_fourth_step, tiny, weights
 from toolkit.engine.base import model, score_head
 from toolkit.engine.export import export, parity
 from toolkit.engine.inference import reward_model
 from toolkit.engine.train import reward as reward_stage
 from toolkit.engine.train import stage
-from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.errors import UserError
 from toolkit.export.artefact import Wanted
 from toolkit.memory.plan import plan_stage
@@ -87,23 +86,10 @@ def test_its_report_says_how_it_tells_held_out_pairs_apart(done: Stage) -> None:
 
 
 @pytest.mark.long
-def test_stopped_in_a_step_it_ends_with_the_same_bits(
-    done: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Stop(Exception):
-        pass
-
-    step = OutOfMemoryRecovery.training_step
-
-    def stop_in_the_fourth(self: Any, *args: Any) -> Any:
-        if self.state.global_step == 3:
-            raise Stop
-        return step(self, *args)
-
+def test_stopped_in_a_step_it_ends_with_the_same_bits(done: Stage, tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "sft").symlink_to(done.run.of("sft").path.resolve())
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(OutOfMemoryRecovery, "training_step", stop_in_the_fourth)
+    with stopped_in_the_fourth_step():
         run_stage(tiny(*FEW), "reward", tmp_path)
     again = run_stage(tiny(*FEW), "reward", tmp_path)
     assert "continuing at step 2 of 5" in again.shown
