@@ -98,7 +98,7 @@ test: $(DEV)
 	$(VENV_PYTHON) -m pytest $(ARGS)
 
 test-long: $(DEV)
-	$(VENV_PYTHON) -m pytest -m long $(ARGS)
+	$(VENV_PYTHON) -m pytest -m "long and not campaign" $(ARGS)
 
 test-campaigns: $(DEV)
 	$(VENV_PYTHON) -m pytest -m campaign $(ARGS)

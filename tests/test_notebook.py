@@ -44,7 +44,7 @@ def test_a_t4_is_refused_with_the_reason_that_the_notebook_gives() -> None:
     assert "compute capability 7.5" in told and f"begins with {BF16_SM[0]}.{BF16_SM[1]}" in told
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_the_cells_run_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
 

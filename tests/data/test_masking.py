@@ -107,7 +107,7 @@ def test_of_many_turns_those_beyond_max_length_change_nothing(
         (2**17, "cut", Reason.TOO_MANY_REPLIES),
     ],
 )
-@pytest.mark.parametrize("num_turns", [10_000, pytest.param(100_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_turns", [10_000, pytest.param(100_000, marks=pytest.mark.campaign)])
 def test_a_row_of_many_turns_takes_time_that_grows_as_it_does(
     num_turns: int, max_length: int, overlong: str, dropped: Reason | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

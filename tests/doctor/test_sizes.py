@@ -73,7 +73,7 @@ def test_all_that_stands_in_the_way_is_said_before_anything_is_fetched(
         sizes.parts(RECIPE, with_base=False)
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_what_was_fetched_is_read_without_the_hub_and_a_broken_transfer_goes_on(
     hub: Hub, tmp_path: Path
 ) -> None:

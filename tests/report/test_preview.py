@@ -166,7 +166,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_a_preview_needs_neither_model_nor_gpu(stage: str, base: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [

@@ -130,7 +130,7 @@ def test_stopped_and_continued_the_rows_are_the_same_bits_and_dpo_goes_on_from_t
     assert len(before) == 2 and not any(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_a_model_learns_to_end_with_a_token_that_its_base_never_saw(unknown: str, tmp_path: Path) -> None:
     """Trained, answers end in a token whose rows were zero; merged and as an adapter they do so elsewhere too."""
     more = ("compare.max_new_tokens=40", "sft.max_rows=null", "sft.max_steps=100", "sft.num_train_epochs=2")

@@ -64,7 +64,7 @@ def written(*words: str) -> Recipe:
 BOTH = ("--sft", "sft.jsonl", "--dpo", "dpo.jsonl")
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_three_commands_lead_from_a_folder_to_an_aligned_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,7 +245,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_a_merge_holds_one_shard_in_memory(tmp_path: Path) -> None:
     """Eight shards of 32 MiB; twice a shard is allowed for (mapped pages of the file being read count too)."""
     base, out, names = tmp_path / "base", tmp_path / "out", {}

@@ -76,7 +76,14 @@ def test_it_is_calibrated_on_whole_rows_of_the_recipe_through_its_template(
 
 @needs_llm_compressor
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["gptq", "fp8", "w8a8"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("gptq", marks=pytest.mark.campaign),
+        "fp8",
+        pytest.param("w8a8", marks=pytest.mark.campaign),
+    ],
+)
 def test_a_quantised_export_is_the_trained_model_to_its_consumer(
     kind: Any, sft: Stage, tmp_path: Path
 ) -> None:

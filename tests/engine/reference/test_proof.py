@@ -137,7 +137,7 @@ def test_kill_9_in_the_pass_costs_no_batch_that_was_done(
     assert weights(again) == weights(undisturbed)
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_another_beta_finds_everything_and_trains_as_if_it_had_computed_it(
     whole: Stage,
     sft: Stage,

@@ -157,7 +157,7 @@ def test_a_training_step_runs_again_in_pieces(
     assert "out of memory (training, step" in stage.shown
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_with_dropout_the_pieces_are_the_micro_batches_of_a_smaller_recipe_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +171,7 @@ def test_with_dropout_the_pieces_are_the_micro_batches_of_a_smaller_recipe_bit_f
     assert losses[0] == pytest.approx(losses[1], rel=1e-6), "summed in another order"
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_a_single_row_recomputes_all_layers_for_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +227,7 @@ def test_dpo_pairs_stay_together(
     assert_close(stage, undisturbed_dpo)
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_the_reference_pass_and_evaluation_of_dpo_halve_their_batches(
     runs_with_sft: Path, undisturbed_dpo: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

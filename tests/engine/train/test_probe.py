@@ -35,7 +35,7 @@ def metrics(stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.long)])
+@pytest.mark.parametrize("stage", ["sft", pytest.param("dpo", marks=pytest.mark.campaign)])
 def test_the_final_weights_are_bitwise_those_of_a_run_without_it(
     stage: str, runs_with_sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +100,7 @@ def test_what_does_not_fit_steps_down_before_the_first_step(
     assert "out of memory (probe, step 1): train batches now run in pieces of 2" in done.shown
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_a_single_pair_that_does_not_fit_recomputes_all_layers_in_the_whole_run(
     runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

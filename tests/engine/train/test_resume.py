@@ -45,7 +45,7 @@ def signalled(number: int, act: Any) -> Any:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize("name", ["sft", pytest.param("dpo", marks=pytest.mark.campaign)])
 def test_what_a_signal_drops_is_done_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

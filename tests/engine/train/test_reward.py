@@ -144,7 +144,7 @@ def test_what_is_loaded_scores_as_it_was_measured(done: Stage, loaded: reward_mo
     assert loaded.score([]).shape == (0,)
 
 
-@pytest.mark.parametrize("kind", ["adapter", pytest.param("merged_16bit", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["adapter", pytest.param("merged_16bit", marks=pytest.mark.campaign)])
 def test_an_export_gives_the_same_scores_where_others_load_it(kind: Any, done: Stage, tmp_path: Path) -> None:
     wanted = Wanted(done.recipe, done.run, kind, None, tmp_path / "made", True, None)
     ask = parity.in_fresh_process if kind == "merged_16bit" else parity.in_this_process

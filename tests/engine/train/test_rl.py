@@ -257,7 +257,9 @@ PLACES = {  # of each kill, and at which call: in the third step
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("algorithm", "beta"), [("rloo", 0.1), ("grpo", 0.0)])
+@pytest.mark.parametrize(
+    ("algorithm", "beta"), [("rloo", 0.1), pytest.param("grpo", 0.0, marks=pytest.mark.campaign)]
+)
 def test_killed_in_generation_in_scoring_and_in_a_step_it_ends_with_the_same_bits(
     algorithm: str, beta: float, done: Stage, sft: Stage, tmp_path: Path
 ) -> None:

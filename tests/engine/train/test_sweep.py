@@ -72,7 +72,7 @@ def losses(run: RunDir) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_a_run_that_fails_ends_no_other_and_a_stopped_sweep_ends_as_an_undisturbed_one(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def test_the_reward_model_tells_held_out_pairs_apart(runs: Path) -> None:
     assert scores["margin"]["low"] > 1
 
 
-def test_no_question_is_asked_in_the_rows(runs: Path) -> None:
+def test_no_question_is_asked_in_the_rows() -> None:
     folder = ROOT / "recipes" / "tiny"
     asked = [json.loads(line)["messages"][-1]["content"] for line in (folder / "questions.jsonl").open()]
     rows = (folder / "sft.jsonl").read_text() + (folder / "dpo.jsonl").read_text()

@@ -35,7 +35,7 @@ def entries(run: Path, key: str) -> dict[int, float]:
     return {line["step"]: line[key] for line in lines if key in line}
 
 
-@pytest.mark.long
+@pytest.mark.campaign
 def test_trackers_get_the_curve_of_metrics_jsonl_across_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
