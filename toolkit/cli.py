@@ -190,21 +190,21 @@ def result(console: Console, done: str, text: str) -> None:
 def finish(report: RunReport, job: Job) -> None:
     """The last lines of a stage."""
     if report.reward_learning:
-        _finish_rewarded(report.reward_learning, report, job)
-        return
-    if report.loss_first and report.loss_last and report.loss_last > report.loss_first:
-        job.console.print(
-            f"[yellow]the loss is higher at the end, {report.loss_last:.4f}, than at the first step, "
-            f"{report.loss_first:.4f}: look at its curve before the adapter is used[/]"
-        )
-    loss = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}" if report.loss_first else ""
+        said = _rewarded(report.reward_learning)
+    else:
+        said = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}" if report.loss_first else ""
+        if report.loss_first and report.loss_last and report.loss_last > report.loss_first:
+            job.console.print(
+                f"[yellow]the loss is higher at the end, {report.loss_last:.4f}, than at the first step, "
+                f"{report.loss_first:.4f}: look at its curve before the adapter is used[/]"
+            )
     job.console.print(
-        f"[bold green]{job.run.name} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, "
-        f"{loss}; adapter in {escape(str(job.run.adapter))}"
+        f"[bold green]{job.run.name} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, {said}; "
+        f"adapter in {escape(str(job.run.adapter))}"
     )
 
 
-def _finish_rewarded(learnt: dict[str, Any], report: RunReport, job: Job) -> None:
+def _rewarded(learnt: dict[str, Any]) -> str:
     """Of a stage whose loss says nothing: what it was for, and what that was good for."""
     reward, right = learnt.get("reward") or {}, learnt.get("held_out_correct")
     said = f"reward {reward.get('first') or 0:.3f} -> {reward.get('last') or 0:.3f}"
@@ -214,10 +214,7 @@ def _finish_rewarded(learnt: dict[str, Any], report: RunReport, job: Job) -> Non
             f"; held-out completions right {right['before']['value']:.1%} -> {right['after']['value']:.1%} "
             f"({apart['low']:+.1%} to {apart['high']:+.1%})"
         )
-    job.console.print(
-        f"[bold green]{job.run.name} finished[/] in {report.wall_seconds:.0f} s: {report.num_steps} steps, {said}; "
-        f"adapter in {escape(str(job.run.adapter))}"
-    )
+    return said
 
 
 def _errors() -> Console:

@@ -12,6 +12,7 @@ from toolkit.files import write_text
 from toolkit.records.sweep_report import Sweep
 from toolkit.sweep import page, results, table
 from toolkit.sweep.points import SWEEPS, Asked
+from toolkit.sweep.results import Compared, Result
 
 SWEEP, PAGE = "sweep.json", "sweep.html"
 
@@ -23,11 +24,11 @@ class Ending:
         self._sweep, self._root = sweep, root
         self.page = sweep.folder / PAGE
 
-    def write(self, failed: dict[str, str]) -> None:
-        """As it stands now; `failed` says why runs could not go on."""
+    def write(self, failed: dict[str, str]) -> tuple[list[Result], list[Compared]]:
+        """As it stands now, which it returns too; `failed` says why runs could not go on."""
         record = self._sweep.record(failed)
         record.write(self._sweep.folder / SWEEP)
-        write(self._root, record, self.page)
+        return write(self._root, record, self.page)
 
     def facts(self) -> dict[str, Any]:
         """What `--on-finish` is told: steps and seconds of all runs, the loss of none."""
@@ -41,9 +42,8 @@ class Ending:
 
     def show(self, failed: dict[str, str], console: Console) -> None:
         """The table. Raises UserError, once all is shown, where a run failed."""
-        self.write(failed)
-        found = results.read(self._root, self._sweep.record(failed))
-        table.show(found, results.compare(self._sweep.stage, found), console)
+        found, compared = self.write(failed)
+        table.show(found, compared, console)
         if failed:
             raise UserError(
                 f"{len(failed)} of {len(found)} runs failed: {', '.join(failed)}; see {self.page}. The same command "
@@ -51,6 +51,9 @@ class Ending:
             )
 
 
-def write(root: Path, sweep: Sweep, file: Path) -> None:
+def write(root: Path, sweep: Sweep, file: Path) -> tuple[list[Result], list[Compared]]:
+    """The page of what stands there, and that."""
     found = results.read(root, sweep)
-    write_text(file, page.page(sweep, found, results.compare(sweep.stage or "", found)))
+    compared = results.compare(sweep.stage or "", found)
+    write_text(file, page.page(sweep, found, compared))
+    return found, compared

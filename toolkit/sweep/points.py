@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Point:
     texts: dict[str, str]
     recipe: Recipe
 
-    @property
+    @cached_property
     def values(self) -> dict[str, Any]:
         return {path: value_at(self.recipe, path) for path in self.texts}
 

@@ -14,7 +14,7 @@ from toolkit.errors import UserError
 from toolkit.training.job import Job
 
 
-def run(jobs: Sequence[Job], console: Console, ended: Callable[[dict[str, str]], None]) -> dict[str, str]:
+def run(jobs: Sequence[Job], console: Console, ended: Callable[[dict[str, str]], object]) -> dict[str, str]:
     """Trains them. `ended` is told after each run why others could not; so is the caller at the end.
 
     A run that fails does not end the others, and takes the base along: the next one loads it.
