@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 # Each file or package may import those that stand before it. The order is the architecture.
 ORDER = [
-    *("errors", "command", "redaction", "files", "cards", "hardware", "env"),
+    *("errors", "world", "command", "redaction", "files", "cards", "hardware", "env"),
     *(
         "recipe",
         "process",

@@ -6,7 +6,8 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -14,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from toolkit import cards, command, env, hardware, process
+from toolkit import cards, command, env, hardware, process, world
 from toolkit.console.screen import Screen, Steady, bar
 from toolkit.console.text import Terminal
 from toolkit.data import sets
-from toolkit.errors import Interrupted, UserError
+from toolkit.errors import EXIT_FAULT, EXIT_USER, Interrupted, UserError, exit_code
 from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
@@ -29,10 +30,9 @@ from toolkit.report import on_finish
 from toolkit.run import runlog
 from toolkit.run.rundir import RunDir
 from toolkit.run.start import on_the_model_itself
-from toolkit.training import preflight
+from toolkit.training import preflight, processes
 from toolkit.training.job import Job
 
-EXIT_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 # What the loader, the kernel and torch say where there is no room
 NO_MEMORY = (
     "failed to map segment",
@@ -42,8 +42,12 @@ NO_MEMORY = (
 )
 
 
-def options(doc: str, needs_recipe: bool = True) -> argparse.ArgumentParser:
-    """The options that every script has."""
+def options(doc: str, needs_recipe: bool = True, trains: bool = False) -> argparse.ArgumentParser:
+    """The options that every script has. Raises UserError where several processes run one that `trains` nothing."""
+    if not (trains or world.here().is_alone):
+        raise UserError(
+            f"{Path(sys.argv[0]).name} runs in one process: start it with python, without a launcher"
+        )
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_options(parser, needs_recipe)
     parser.add_argument(
@@ -56,9 +60,15 @@ def options(doc: str, needs_recipe: bool = True) -> argparse.ArgumentParser:
 
 def stage_options(doc: str) -> argparse.ArgumentParser:
     """Those that a training stage has beside them."""
-    parser = options(doc)
+    parser = options(doc, trains=True)
     parser.add_argument("--plan", action="store_true", help="show what would run, on what, and stop")
     parser.add_argument("--json", action="store_true", help="with --plan: as JSON")
+    parser.add_argument(
+        "--world",
+        type=_positive,
+        metavar="N",
+        help="with --plan: for so many processes, each on a card of its own",
+    )
     parser.add_argument(
         "--gpu", metavar="NAME|GIB", help="with --plan: for this card instead of the one here"
     )
@@ -86,6 +96,11 @@ def stage_options(doc: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--fresh", action="store_true", help="move a finished run aside and start again")
     parser.add_argument(
+        "--reshard",
+        action="store_true",
+        help="continue with another number of processes than the run began with",
+    )
+    parser.add_argument(
         "--if-present", action="store_true", help="do nothing when the recipe lacks this stage"
     )
     on_finish.add_option(parser)
@@ -100,7 +115,7 @@ def _label(text: str) -> str:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
 
 
@@ -109,14 +124,21 @@ def start(stage: str, doc: str) -> Job | None:
 
     Raises UserError for everything that can be known before torch is imported.
     """
+    here = world.here()
+    env.keep_apart(here)
     parser = stage_options(doc)
-    arguments = parser.parse_args()
-    for option in ("json", "gpu"):
+    with silent(unless=here.is_first):  # the first process says what is wrong with the options
+        arguments = parser.parse_args()
+    if not here.is_first and (arguments.plan or arguments.preview):
+        return None
+    for option in ("json", "gpu", "world"):
         if getattr(arguments, option) and not arguments.plan:
             parser.error(f"--{option} goes with --plan")  # as argparse says other mistakes: exit code 2
-    if not (arguments.plan or arguments.preview):
+    if here.is_first and not (arguments.plan or arguments.preview):
         on_finish.ask(arguments.on_finish)  # a recipe that cannot be read is told, too
     console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
+    if not here.is_first:
+        console = Screen(file=Steady(None))
     if arguments.price:
         arguments.set.append(f"memory.price_per_hour={arguments.price}")
     recipe = load(arguments.recipe, tuple(arguments.set))
@@ -127,14 +149,20 @@ def start(stage: str, doc: str) -> Job | None:
     if arguments.from_ == stages.BASE:
         recipe = on_the_model_itself(recipe, stage)
     run = RunDir(arguments.runs, recipe.name, stages.variant(stage, arguments.name))
+    run = run if here.is_first else run.as_read()
     if arguments.preview:
         _preview(recipe, run, arguments.preview, console)
         return None
-    if not arguments.plan:
+    if here.is_first and not arguments.plan:
         on_finish.ask(arguments.on_finish, lambda: on_finish.of_run(run))
     machine = hardware.here()
-    plan = _plan(recipe, run, machine, arguments)
-    job = Job(recipe, plan, run, console, arguments.fresh, arguments.from_)
+    size = arguments.world or here.size
+    if problems := processes.problems(recipe, stage, size):
+        raise UserError(*problems)
+    plan = _plan(recipe, run, machine, arguments, size)
+    job = Job(
+        recipe, plan, run, console, arguments.fresh, arguments.from_, world=here, reshard=arguments.reshard
+    )
     if arguments.plan:
         preflight.show_and_check(job, arguments.json)
         return None
@@ -144,8 +172,8 @@ def start(stage: str, doc: str) -> Job | None:
             "starts again, --name trains another beside it"
         )
         return None
-    problems = [*preflight.of_start(job), *job.problems()]
-    process.prepare(recipe, machine, console, problems, job.plan.settings.loss_chunk_gib)
+    problems = [*preflight.of_start(job), *job.problems()] if here.is_first else []
+    process.prepare(recipe, machine, console, problems, job.plan.settings.loss_chunk_gib, here)
     preflight.show(job)
     return job
 
@@ -167,12 +195,27 @@ def _preview(recipe: Recipe, run: RunDir, num: int, console: Console) -> None:
     examples.run(recipe, stage, num, run, console)
 
 
-def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: argparse.Namespace) -> Plan:
+def _plan(
+    recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: argparse.Namespace, size: int
+) -> Plan:
     """For the card that is named, the one here, or, only to be shown, the one that the recipe is made for."""
     named = arguments.gpu or (recipe.gpu if arguments.plan and machine.card is None else None)
     card = cards.card(named) if named else machine.card
-    kept = {} if arguments.fresh or arguments.gpu else run.settings()
-    return plan_stage(recipe, run.stage, card, machine.ram_gib, kept, DataReport.load(run.data_report))
+    kept = {} if arguments.fresh or arguments.gpu or arguments.world else run.settings()
+    if arguments.reshard:
+        kept.pop("per_device_train_batch_size", None)
+    ram_gib = machine.ram_gib / world.here().local_size
+    return plan_stage(recipe, run.stage, card, ram_gib, kept, DataReport.load(run.data_report), size)
+
+
+@contextmanager
+def silent(unless: bool) -> Iterator[None]:
+    """Nothing that the block prints is shown."""
+    if unless:
+        yield
+        return
+    with redirect_stdout(Steady(None)), redirect_stderr(Steady(None)):
+        yield
 
 
 @contextmanager
@@ -260,6 +303,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _told(error: BaseException) -> int | None:
     """The exit code of what ended a script, once it is said; None for what is to end it as it is."""
+    if (code := world.told_by_another(error)) is not None:
+        return code
     if isinstance(error, UserError):
         _say(*error.problems)
         return EXIT_USER
@@ -267,10 +312,10 @@ def _told(error: BaseException) -> int | None:
         for number in (signal.SIGINT, signal.SIGTERM):  # one more would only interrupt the way out
             signal.signal(number, signal.SIG_IGN)
         _errors().print(str(error), style="yellow", markup=False)
-        return 128 + error.signal
+        return exit_code(error)
     if isinstance(error, KeyboardInterrupt):
         _errors().print("\ninterrupted: nothing was saved as finished", style="yellow")
-        return EXIT_INTERRUPTED
+        return exit_code(error)
     if not isinstance(error, Exception):
         return None
     if _is_lack_of_memory(error):

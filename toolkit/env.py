@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from toolkit.errors import UserError
+from toolkit.world import ALONE, NAMES, World
 
 TOO_LATE = ("torch", "unsloth", "transformers", "trl", "peft")
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -20,6 +21,10 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 # fused_losses/fused_linear.py, _CHUNK_GB; read once, at import). UNSLOTH_CE_LOSS_TARGET_GB is never set: it would send
 # SFT to an older cross entropy with 16 bytes a logit (cross_entropy_loss.py, _use_chunked_ce).
 LOSS_CHUNK_VARIABLE = "UNSLOTH_LOGPROB_CHUNK_GB"
+
+# What a launcher says of its processes. Each trains as if it were alone on its GPU, and what they share is summed by
+# engine/base/ranks.py: libraries that see these variables wrap models, split rows and average in ways of their own.
+LAUNCHERS = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_")
 
 _prepared: Environment | None = None
 
@@ -42,8 +47,34 @@ def allocator_variable(torch_version: str) -> str:
     return "PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 10) else "PYTORCH_CUDA_ALLOC_CONF"
 
 
+def keep_apart(world: World) -> None:
+    """Leaves this process its own GPU, and none of the launcher's variables. Before anything asks for a GPU.
+
+    Raises UserError where it has none of its own.
+    """
+    for name in [name for name in os.environ if name in NAMES or name.startswith(LAUNCHERS)]:
+        del os.environ[name]
+    if world.is_alone:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        devices = visible.split(",")
+        if world.local_rank >= len(devices):
+            raise UserError(
+                f"{world.local_size} processes were started on this machine and CUDA_VISIBLE_DEVICES={visible} leaves "
+                f"{len(devices)} GPU{'s' * (len(devices) != 1)}: start one process for each"
+            )
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[world.local_rank]
+    elif visible is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(world.local_rank)
+
+
 def prepare(
-    alloc_conf: str, use_gpu: bool, loss_chunk_gib: float | None = None, compile_layers: bool = False
+    alloc_conf: str,
+    use_gpu: bool,
+    loss_chunk_gib: float | None = None,
+    compile_layers: bool = False,
+    world: World = ALONE,
 ) -> Environment:
     """Sets the environment of a training process; an exported allocator setting wins over `alloc_conf`.
 
@@ -75,7 +106,10 @@ def prepare(
         os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", str(int(compile_layers)))
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else: a download at import
     os.environ["UNSLOTH_LLAMA_CPP_OFFLINE"] = "1"  # else: GGUF export may clone and install unattended
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled_cache"))
+    compiled = "unsloth_compiled_cache" + (
+        f".{world.local_rank}" if world.local_rank else ""
+    )  # no two write one
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / compiled))
     # Threads that spin long at a barrier starve each other where cores are shared (a pod, a laptop): beside other
     # work an earlier tiny model fell from 3,600 to 250 tokens/s. Not to spin at all costs half on idle cores:
     # 40 steps took 8.7 s, 5.8 s with this, 5.2 s spinning on; beside two busy loops 9.7 and 16.3 s.

@@ -29,3 +29,25 @@ class Interrupted(BaseException):
     def __init__(self, signal: int, message: str):
         super().__init__(message)
         self.signal = signal
+
+
+class EndedByAnother(UserError):
+    """Another of the processes that train a run together ended it, and has said why; this one ends with its `code`."""
+
+    def __init__(self, code: int, reason: str):
+        super().__init__(reason)
+        self.code = code
+
+
+EXIT_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def exit_code(error: BaseException) -> int:
+    """0 done, 2 the user can fix it, 128 + signal stopped, 1 a fault."""
+    if isinstance(error, EndedByAnother):
+        return error.code
+    if isinstance(error, UserError):
+        return EXIT_USER
+    if isinstance(error, Interrupted):
+        return 128 + error.signal
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAULT

@@ -10,6 +10,7 @@ from rich.markup import escape
 from toolkit import env, hardware
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Recipe
+from toolkit.world import ALONE, World
 
 
 def prepare(
@@ -18,6 +19,7 @@ def prepare(
     console: Console,
     problems: Sequence[str] = (),
     loss_chunk_gib: float | None = None,
+    world: World = ALONE,
 ) -> None:
     """Checks the machine, sets the process environment and says whose allocator setting holds.
 
@@ -31,7 +33,7 @@ def prepare(
     ]:
         raise UserError(*found)
     environment = env.prepare(
-        recipe.memory.alloc_conf, machine.card is not None, loss_chunk_gib, recipe.memory.compile
+        recipe.memory.alloc_conf, machine.card is not None, loss_chunk_gib, recipe.memory.compile, world
     )
     if environment.alloc_source != "recipe":
         console.print(

@@ -15,6 +15,7 @@ from toolkit.memory.plan import Plan
 from toolkit.recipe import stages
 from toolkit.recipe.schema import Dpo, Kto, Recipe, Rl
 
+LINK_NAMES = {"pcie4": "PCIe 4.0 x16", "nvlink4": "NVLink 4"}
 SLOWEST_SHARE = 0.2  # of the card's full rate: an estimate, until a run on a card is measured
 
 
@@ -85,10 +86,28 @@ def _facts(recipe: Recipe, plan: Plan, about: Sequence[tuple[str, str]]) -> Tabl
         ("optimizer", f"{section.optim}, lr {section.learning_rate:g} {section.lr_scheduler_type}{beta}"),
         ("length", length),
         ("recompute", f"{settings.recompute_layers} of {num_layers} layers"),
+        *(_across(plan) if plan.sharing else ()),
         *about,
     ):
         facts.add_row(f"[dim]{label}[/]", escape(value))
     return facts
+
+
+def _across(plan: Plan) -> Sequence[tuple[str, str]]:
+    """The processes, and what they send; computed from the links' full rates."""
+    assert plan.sharing is not None
+    share = plan.sharing.share or {}
+    links = ", ".join(
+        f"{1000 * seconds:.3g} ms{f', {share[link]:.1%} of it,' if link in share else ''} over {LINK_NAMES[link]}"
+        for link, seconds in plan.sharing.seconds.items()
+    )
+    return (
+        ("processes", f"{plan.processes}, each on a card of its own with the batch above"),
+        (
+            "sharing",
+            f"{plan.sharing.bytes_per_step / 1e6:,.3g} MB a step from each card: {links} at full rate (computed)",
+        ),
+    )
 
 
 def _of_rl(section: Rl) -> Sequence[tuple[str, str]]:

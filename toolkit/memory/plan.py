@@ -27,6 +27,11 @@ BEGIN_AGAIN = (
     "--fresh: begins again with settings that fit; those of the unfinished run here are kept otherwise"
 )
 
+# Bytes a second in one direction. PCIe 4.0: 16 GT/s on 16 lanes, 128 of 130 bits (PCI-SIG); cards without peer-to-peer
+# access, as the RTX 4090, go through the host's memory and take about twice as long (an estimate). NVLink 4: 18 links
+# of 25 GB/s (NVIDIA H100 white paper).
+LINKS = {"pcie4": 16e9 * 16 * 128 / 130 / 8, "nvlink4": 450e9}
+
 # Every plan has these items, in this order.
 ITEMS = (
     "weights",
@@ -50,6 +55,31 @@ ITEMS = (
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """What several processes send in a step: the gradients of the LoRA weights, summed once.
+
+    `bytes_per_step` leave each card (and reach it) in a ring of `n`: 2 (n - 1) / n of the gradients (Patarasuk and
+    Yuan, 2009, doi:10.1016/j.jpdc.2008.09.002). `seconds` and `share` of a step's floor by kind of link, computed at
+    its full rate; None where the card's rates are unknown.
+    """
+
+    bytes_per_step: int
+    seconds: dict[str, float]
+    share: dict[str, float] | None
+
+    @classmethod
+    def of(cls, gradient_bytes: float, processes: int, step_seconds: float | None) -> Sharing:
+        sent = 2 * (processes - 1) / processes * gradient_bytes
+        seconds = {link: sent / rate for link, rate in LINKS.items()}
+        share = (
+            {link: spent / (step_seconds + spent) for link, spent in seconds.items()}
+            if step_seconds
+            else None
+        )
+        return cls(round(sent), seconds, share)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Predicted memory of one stage on one card, and the floor of its time.
 
@@ -63,6 +93,9 @@ class Plan:
     neither max_steps is set nor the rows are known. Where they are, `tokens_of_run` is what goes through the model in
     training, without padding, and `floor_seconds` is of that and of the reference pass. `fixes`: the three
     cheapest changes with the figure that each brings; none when it fits. `price_per_hour` is the recipe's.
+
+    With `processes` on a card each, memory and `settings` are those of one of them, tokens those of all; the floors
+    hold what `sharing` costs on links of PCIe.
     """
 
     stage: str
@@ -81,6 +114,8 @@ class Plan:
     tokens_of_run: int | None
     fixes: tuple[str, ...]
     price_per_hour: float | None = None
+    processes: int = 1
+    sharing: Sharing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; the keys are the fields."""
@@ -104,19 +139,28 @@ def plan_stage(
     ram_gib: float,
     kept: Mapping[str, Any] | None = None,
     rows: DataReport | None = None,
+    processes: int = 1,
 ) -> Plan:
     """Plans `stage` for `card`, or for a CPU with `ram_gib` of RAM when it is None.
 
     `auto` in the recipe's `memory` is spent where it buys most time (see `search`), but for what is `kept`: fields of
     `memory` as an earlier plan chose them for a run that is unfinished. Another choice, on a card with other memory,
     would give other sums and other bits. `rows` are those of the run, once they were prepared: they tell its time.
-    Raises UserError when the recipe lacks the stage.
+    Of several `processes` each has its part of the effective batch, which `training.processes` has found to divide, and
+    a card like this one. Raises UserError when the recipe lacks the stage.
     """
     left_open = {
         name: value for name, value in (kept or {}).items() if getattr(recipe.memory, name) == "auto"
     }
     recipe = _with(recipe, "memory", recipe.memory.model_copy(update=left_open))
+    if processes > 1:
+        section = recipe.section(stage)
+        own = {"effective_batch_size": section.effective_batch_size // processes}
+        recipe = _with(recipe, stages.of(stage).name, section.model_copy(update=own))
+        rows = rows and _part_of(rows, processes)
     plan = _with_rows(_plan(recipe, stage, card, ram_gib), recipe, card, rows)
+    if processes > 1:
+        plan = _across(plan, recipe, processes)
     return replace(plan, fixes=(BEGIN_AGAIN,)) if kept and not plan.fits else plan
 
 
@@ -146,6 +190,39 @@ def _with_rows(plan: Plan, recipe: Recipe, card: Card | None, rows: DataReport |
         flops = tokens * terms.forward_flops_per_token(recipe.model.architecture)
         seconds += flops / (card.bf16_tflops * 1e12)
     return replace(plan, floor_seconds=seconds)
+
+
+def _part_of(rows: DataReport, processes: int) -> DataReport:
+    """The rows that one of the processes trains on."""
+
+    def part(number: int | None) -> int | None:
+        return None if number is None else math.ceil(number / processes)
+
+    return replace(
+        rows,
+        used=part(rows.used),
+        tokens_per_epoch=part(rows.tokens_per_epoch),
+        prompt_tokens_per_epoch=part(rows.prompt_tokens_per_epoch),
+    )
+
+
+def _across(plan: Plan, recipe: Recipe, processes: int) -> Plan:
+    """The plan of all of them, of one of them on its part of the batch."""
+    per_1000, steps = plan.floor_seconds_per_1000_steps, recipe.section(plan.stage).max_steps
+    gradients = terms.FP32 * sum(terms.lora_tensors(recipe.model.architecture, recipe.lora))
+    sharing = Sharing.of(gradients, processes, None if per_1000 is None else per_1000 / 1000)
+    spent, of_run = sharing.seconds["pcie4"], plan.floor_seconds
+    if of_run is not None and per_1000:
+        of_run += spent * (steps or of_run / (per_1000 / 1000))
+    return replace(
+        plan,
+        processes=processes,
+        sharing=sharing,
+        tokens_per_step=plan.tokens_per_step * processes,
+        tokens_of_run=plan.tokens_of_run and plan.tokens_of_run * processes,
+        floor_seconds_per_1000_steps=per_1000 and per_1000 + 1000 * spent,
+        floor_seconds=of_run,
+    )
 
 
 def _plan(recipe: Recipe, stage: str, card: Card | None, ram_gib: float) -> Plan:

@@ -42,7 +42,8 @@ class Stage:
     the adapter of the first of `continues` that the recipe has, else from the model itself; with `has_reference` its
     loss is measured against where it started. `charts` are names of report/curves.py, `memory_phases` of
     memory/phases.py. `report_extras` are attributes of its trainer that report.json takes up. `task` is what its model
-    does. A row of prompts is a batch's `num_generations` completions: there a sequence is one of them.
+    does. `across_processes`: whether several processes can train it together. A row of prompts is a batch's
+    `num_generations` completions: there a sequence is one of them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     memory_phases: tuple[str, ...]
     report_extras: tuple[str, ...] = ()
     task: Task = "causal_lm"
+    across_processes: bool = True
 
     @property
     def answers(self) -> bool:
@@ -135,6 +137,7 @@ KTO = Stage(
     ),
     memory_phases=("log_probs", "layer", "reference", "evaluation"),
     report_extras=("reference", "class_balance"),
+    across_processes=False,  # its KL term looks at all rows of a step
 )
 
 RL = Stage(

@@ -66,6 +66,8 @@ class PlanMade(Record):
     tokens_of_run: int | None
     fixes: list[str] | None
     price_per_hour: float | None = None
+    processes: int | None = None
+    sharing: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

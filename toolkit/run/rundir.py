@@ -32,6 +32,8 @@ COMPLETIONS, HELD_OUT = "completions.jsonl", "held_out.jsonl"  # of learning fro
 WEIGHTS = "adapter_model.safetensors"
 OTHER_RUNS = "--runs DIR"
 STARTED_FROM = "_adapter"  # ends the condition that names the hash of another stage's adapter
+PROCESSES = "processes"  # the condition that says how many train a run
+OF_PROCESSES = (PROCESSES, "memory.per_device_train_batch_size")
 MOVED_ASIDE = re.compile(r"\.\d{8}-\d{6}(\.\d+)?$")  # ends the name of a folder that `move_aside` renamed
 
 
@@ -125,13 +127,20 @@ class RunDir:
         return moved
 
     def hold_to(self, conditions: dict[str, Any]) -> None:
-        """Records what shapes the weights beside the recipe: package versions, settings, base, rows.
+        """Records what shapes the weights beside the recipe: package versions, settings, base, rows, processes.
 
         Raises UserError, listing each with both values, when an unfinished run was trained under other ones. A
         finished run stays finished, whatever is installed later.
         """
         self._refuse_other("conditions", conditions)
         self.record({"conditions": self.conditions() | conditions})
+
+    def reshard(self, conditions: dict[str, Any]) -> list[str]:
+        """Holds the run to another number of processes from now on, as OF_PROCESSES has it; returns what changed."""
+        before = self.conditions()
+        changed = changes.between(before, conditions, [name for name in OF_PROCESSES if name in before])
+        self.record({"conditions": before | {name: conditions[name] for name in OF_PROCESSES}})
+        return list(changed.values())
 
     def conditions(self) -> dict[str, Any]:
         """What the run was held to so far; {} before it was to anything."""
@@ -215,6 +224,10 @@ class RunDir:
         """What is recorded of the run; nothing in any field before its start."""
         return Manifest.load(self.manifest, notes) or Manifest.unknown()
 
+    def as_read(self) -> RunDir:
+        """The same directory for a process that writes nothing there: another one holds it."""
+        return ReadRunDir(self.root, self.recipe, self.name)
+
     def _ended(self) -> bool:
         return self._mark() is not None and self.read_manifest().outcome == "finished"
 
@@ -249,17 +262,25 @@ class RunDir:
             )
         changed = dict.fromkeys(
             text
-            for before in recorded
+            for newest, before in enumerate(recorded)
             for text in changes.between(
-                before, now, None if what == "trajectory" else before.keys() & now.keys()
+                before,
+                now,
+                # Once a run was resharded its older checkpoints say otherwise.
+                None
+                if what == "trajectory"
+                else (before.keys() & now.keys()).difference(OF_PROCESSES if newest else ()),
             ).values()
         )
         if changed:
             kind = "a finished" if self._mark() else "an unfinished"
             beside = command.propose(self.stage, self.recipe, "--name", "NAME")
+            of_processes = ""
+            if any(text.startswith(f"{PROCESSES}:") for text in changed):
+                of_processes = ", --reshard continues it with another number of processes"
             raise UserError(
                 f"{self.path} holds {kind} {self.name} run that was made otherwise; `{beside}` trains another beside "
-                f"it, --fresh moves it aside and starts again. Changed: {'; '.join(changed)}"
+                f"it, --fresh moves it aside and starts again{of_processes}. Changed: {'; '.join(changed)}"
             )
 
     def check_adapter(self) -> None:
@@ -317,3 +338,11 @@ class RunDir:
     def _mark(self) -> AdapterMark | None:
         """The same, where a damaged one counts as none: the run itself saves its adapter again."""
         return AdapterMark.load(self.adapter / MARK)
+
+
+class ReadRunDir(RunDir):
+    """The directory of a run that another process writes: what this one would record is not."""
+
+    def hold_to(self, conditions: dict[str, Any]) -> None: ...
+
+    def record(self, facts: dict[str, Any]) -> None: ...

@@ -18,13 +18,16 @@ from toolkit.run import room, start
 from toolkit.run.rundir import RunDir
 from toolkit.run.start import Start
 from toolkit.training import reward_sources, schedule, trackers
+from toolkit.world import ALONE, World
 
 
 @dataclass(frozen=True)
 class Job:
     """One stage to run. `fresh` moves an earlier run aside instead of continuing it; `from_` is what --from names.
 
-    `base` loads the model, where runs share one (the engine's KeptBase).
+    `base` loads the model, where runs share one (the engine's KeptBase). Of several processes that train it (`world`),
+    the first one writes; `processes` are the others, once they are connected (the engine's Ranks). `reshard` goes on
+    with another number of them than the run began with.
     """
 
     recipe: Recipe
@@ -34,6 +37,9 @@ class Job:
     fresh: bool = False
     from_: str | None = None
     base: Any = None
+    world: World = ALONE
+    processes: Any = None
+    reshard: bool = False
 
     @property
     def stage(self) -> Stage:

@@ -247,6 +247,10 @@ def check_disk(loaded: LoadedModel, run: RunDir, num_checkpoints: int = 0) -> No
         raise UserError(problem)
 
 
+def device_type() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_name() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
 

@@ -64,7 +64,7 @@ def free_memory() -> None:
 @dataclass
 class Recovery:
     """What one stage knows of its memory: the factors that batches are split by, the most layers that had to recompute
-    for a single row, and every event.
+    for a single row, and every event. `rank` is that of the process, where several train.
 
     `record` is the only way that an event is told: to the console, to the file and to the report.
     """
@@ -75,6 +75,7 @@ class Recovery:
     events: list[dict[str, Any]] = field(default_factory=list)
     most_recomputing: int = 0
     renamed: str | None = None
+    rank: int | None = None
 
     def record(self, where: str, step: int, failed: OutOfMemory, action: str, split_factor: int) -> None:
         event = {
@@ -85,6 +86,8 @@ class Recovery:
             **vram.now_gib(),
             "error": failed.message,
         }
+        if self.rank is not None:
+            event["rank"] = self.rank
         self.events.append(event)
         Journal(self.file, lambda said: self.console.print(escape(said))).write(event)
         self.console.print(f"[yellow]out of memory ({event['where']}, step {step}):[/] {escape(action)}")

@@ -18,6 +18,7 @@ from toolkit.console.screen import bar
 from toolkit.data.masking import IGNORE_INDEX
 from toolkit.engine.base import recompute
 from toolkit.engine.base.micro_batches import row_tokens
+from toolkit.engine.base.ranks import Ranks
 from toolkit.engine.reference import cache
 from toolkit.engine.reference.kinds import LABELLED, Kind
 from toolkit.engine.shared_prompt.hooks import TREE, installed
@@ -38,8 +39,9 @@ class Pass:
 def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = False) -> Pass:
     """Adds the columns of its `reference_kind` to the trainer's rows, from disk where they are kept there.
 
-    At most `batch_size` pairs run at once, fewer where the trainer's micro-batches end; where they find no room it goes
-    on with a half, a quarter ... With `anew` nothing that is kept is used.
+    Of several processes each computes its part. At most `batch_size` pairs run at once, fewer where the trainer's
+    micro-batches end; where they find no room it goes on with a half, a quarter ... With `anew` nothing that is kept is
+    used.
     """
     kind = trainer.reference_kind
     facts = cache.facts_of(trainer.model, REF_ADAPTER, trainer.processing_class.pad_token_id)
@@ -53,14 +55,15 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
         if rows is None:
             continue
         rows = rows.remove_columns([column for column in kind.columns if column in rows.column_names])
-        order = _Order.of(rows, kind, title, is_trained, facts | {"training": is_trained}, batch_size)
-        with cache.opened(order.key, len(rows), console) as entry:
+        facts["training"] = is_trained
+        order = _Order.of(rows, kind, title, is_trained, facts, batch_size, trainer.processes)
+        with cache.opened(order.key, len(order.indices), console) as entry:
             if anew:
                 entry.forget()
             order.num_found = sum(map(len, entry.batches))
             _complete(trainer, order, entry, batch_size, console)
             order.batches = entry.batches
-        setattr(trainer, side, order.rows_with_log_probs())
+        setattr(trainer, side, order.rows_with_log_probs(trainer.processes))
         batch_size = order.batches[-1].fitting  # what fitted here is where the next set begins
         orders.append(order)
     trainer.precompute_ref_logps = True
@@ -74,7 +77,8 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
 
 @dataclass
 class _Order:
-    """The rows of one set in the order in which they are computed: longest first. `title` names the set.
+    """The rows of one set in the order in which they are computed, longest first: those of this process, and of all
+    processes by rank. `title` names the set.
 
     `is_trained`: the policy will see them in training's forward, else in that of an evaluation.
     """
@@ -83,6 +87,7 @@ class _Order:
     kind: Kind
     title: str
     is_trained: bool
+    of_all: list[list[int]]
     indices: list[int]
     key: str  # of the entry in the cache
     num_found: int = 0
@@ -97,13 +102,16 @@ class _Order:
         is_trained: bool,
         facts: dict[str, Any],
         batch_size: int,
+        processes: Ranks,
     ) -> _Order:
         digests = cache.digests(rows, kind.ids)
-        indices = _longest_first(rows, kind, digests)
+        order = _longest_first(rows, kind, digests)
+        of_all = [order[rank :: processes.size] for rank in range(processes.size)]
+        indices = of_all[processes.rank]
         key = cache.key_of(facts, [digests[i] for i in indices], batch_size)
-        return cls(rows, kind, title, is_trained, indices, key)
+        return cls(rows, kind, title, is_trained, of_all, indices, key)
 
-    def rows_with_log_probs(self) -> Dataset:
+    def rows_with_log_probs(self, processes: Ranks) -> Dataset:
         """The rows in their own order, with both columns: in memory, for nothing of them may come from a file that
         nobody sealed. That is 4 bytes a token."""
         rows = self.rows.flatten_indices(keep_in_memory=True)
@@ -113,7 +121,9 @@ class _Order:
         )
         for column, of_side in zip(self.kind.columns, (first, second), strict=True):
             values = np.empty(len(rows))
-            values[self.indices] = np.concatenate(of_side)
+            found = processes.gather(np.concatenate(of_side).tolist())
+            for indices, of_rank in zip(self.of_all, found, strict=True):
+                values[indices] = of_rank
             rows = rows.add_column(column, values.tolist())
         return rows
 
@@ -125,7 +135,7 @@ class _Order:
 
 def _complete(trainer: Any, order: _Order, entry: cache.Entry, batch_size: int, console: Console) -> None:
     """Computes the batches that the entry lacks, bounded as one pass without a break would have bounded them."""
-    num_done, num_pairs = sum(map(len, entry.batches)), len(order.rows)
+    num_done, num_pairs = sum(map(len, entry.batches)), len(order.indices)
     if num_done:
         batch_size = entry.batches[-1].fitting
         console.print(

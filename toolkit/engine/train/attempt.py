@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from toolkit import env, hardware
-from toolkit.engine.base import model, vram
+from toolkit.engine.base import model, oom, vram
 from toolkit.engine.train import checkpoints
 from toolkit.errors import Interrupted, UserError
 from toolkit.files import write_text
+from toolkit.memory.plan import Settings
 from toolkit.records.run_manifest import PlanMade
 from toolkit.redaction import blanked, redacted
 from toolkit.report import run_page, run_record
 from toolkit.run import manifest, runlog
-from toolkit.run.rundir import RunDir
+from toolkit.run.rundir import EVENTS, PROCESSES, RunDir
 from toolkit.training.job import Job
+
+SHARED_SECONDS = 15  # in which a network disk shows to one machine what another wrote
 
 
 def begin(job: Job) -> Path | None:
@@ -32,7 +37,14 @@ def begin(job: Job) -> Path | None:
     if moved:
         console.print(f"[dim]the run that was there is now {escape(str(moved))}[/]")
     run.hold_to({f"packages.{name}": version for name, version in manifest.packages().items()})
-    run.hold_to({f"memory.{name}": value for name, value in job.plan.settings.chosen().items()})
+    held = {f"memory.{name}": value for name, value in job.plan.settings.chosen().items()}
+    held[PROCESSES] = job.world.size
+    if job.reshard and (changed := run.reshard(held)):
+        console.print(
+            f"[yellow]{escape('; '.join(changed))}: each step has the rows that it would have had, dealt anew; dropout "
+            "draws otherwise, and sums differ in their last bits[/]"
+        )
+    run.hold_to(held)
     checkpoints.sweep(run.checkpoints)
     checkpoint = checkpoints.latest(run.checkpoints, console)
     write_text(run.path / "recipe.resolved.yaml", blanked(job.recipe.to_yaml()))
@@ -48,6 +60,57 @@ def begin(job: Job) -> Path | None:
     }
     run.record(described | manifest.begun(before, step) | resumed | {"plan": PlanMade(**job.plan.to_dict())})
     return checkpoint
+
+
+def tell_others(job: Job, checkpoint: Path | None) -> None:
+    """The other processes may begin: with these settings, at this checkpoint."""
+    facts = {"settings": asdict(job.plan.settings), "checkpoint": checkpoint and checkpoint.name}
+    job.processes.begin(
+        _alike(job) | facts | {"begun": _begun(job.run)},
+        when_cut_off=lambda reason: job.run.record({"outcome": "failed", "reason": reason}),
+    )
+
+
+def hear_first(job: Job) -> tuple[Job, Path | None]:
+    """The job of a process that is not the first, with the settings of the first, and where it goes on.
+
+    Raises UserError where the two do not train the same, or do not see the same directory.
+    """
+    run = job.run
+    first, own = job.processes.begin({}, when_cut_off=str), _alike(job)
+    problems = [
+        f"{what}: {first[what]} in the first process, {own[what]} in process {job.world.rank} on {socket.gethostname()}"
+        for what in own
+        if own[what] != first[what]
+    ]
+    if problems:
+        raise UserError(*(f"{problem}; give all processes the same" for problem in problems))
+    deadline = time.monotonic() + SHARED_SECONDS
+    while _begun(run) != first["begun"]:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process {job.world.rank} on {socket.gethostname()} does not find in {run.path.absolute()} what the "
+                "first one wrote there: name a folder on a disk that all machines mount with --runs DIR"
+            )
+        time.sleep(1)
+    runlog.LOG.open(run.path / f"log.rank{job.world.rank}.txt", job.console)
+    job = replace(job, plan=replace(job.plan, settings=Settings(**first["settings"])))
+    return job, run.checkpoints / first["checkpoint"] if first["checkpoint"] else None
+
+
+def _alike(job: Job) -> dict[str, Any]:
+    """What all processes of a run have to have alike, one by one as a message names it."""
+    return {
+        "recipe": hashlib.sha256(job.recipe.to_yaml().encode()).hexdigest()[:16],
+        "stage": job.run.name,
+        "packages": dict(sorted(manifest.packages().items())),
+        "device": model.device_type(),
+    }
+
+
+def _begun(run: RunDir) -> str | None:
+    attempts = run.read_manifest().attempts
+    return attempts[-1].started if attempts else None
 
 
 @contextlib.contextmanager
@@ -82,6 +145,12 @@ def _write_report(job: Job, unfinished: dict[str, Any] | None) -> None:
         job.console.print(
             f"[yellow]{escape(str(job.run.page))} is not written ({escape(repr(error))}); run_report.py writes it[/]"
         )
+
+
+def recovery(job: Job) -> oom.Recovery:
+    """What the stage's trainer does where memory runs out, and where that is told."""
+    rank = None if job.world.is_alone else job.world.rank
+    return oom.Recovery(job.run.path / EVENTS, job.console, rank=rank)
 
 
 def known(job: Job) -> dict[str, Any]:

@@ -112,7 +112,8 @@ class CheckpointClock(TrainerCallback):
         self._logged = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._total_train_tokens = state.num_input_tokens_seen
+        processes = self._trainer.processes
+        self._trainer._total_train_tokens = state.num_input_tokens_seen if processes.is_first else 0
         state.compute_steps(args, state.max_steps)
         self._last_save = time.monotonic()
 
@@ -121,8 +122,9 @@ class CheckpointClock(TrainerCallback):
             self._trainer._total_train_tokens
         )  # the Trainer saves it, TRL's own it does not
         minutes = self._section.save_minutes
-        if minutes is not None and time.monotonic() - self._last_save >= 60 * minutes:
-            control.should_save = True
+        if minutes is not None:
+            is_due = time.monotonic() - self._last_save >= 60 * minutes
+            control.should_save |= bool(self._trainer.processes.largest(is_due))  # no two clocks are one
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._last_save = time.monotonic()

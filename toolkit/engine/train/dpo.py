@@ -6,24 +6,24 @@ from typing import Any
 
 from trl import DPOConfig, DPOTrainer
 
-from toolkit.engine.base import model, oom, token_rows
+from toolkit.engine.base import model, token_rows
 from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.data import preparation
 from toolkit.engine.reference import proof
 from toolkit.engine.reference.first_step import FirstStep
 from toolkit.engine.reference.kinds import PAIRS
 from toolkit.engine.reference.precompute import REF_ADAPTER
-from toolkit.engine.train import shared_prompts, stage
+from toolkit.engine.train import attempt, shared_prompts, stage
+from toolkit.engine.train.across_ranks import AcrossRanks
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.recipe.schema import Dpo
 from toolkit.records.run_report import RunReport
-from toolkit.run.rundir import EVENTS
 from toolkit.training import trainer_args
 from toolkit.training.job import Job
 
 
-class TokenisedDPOTrainer(DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):
+class TokenisedDPOTrainer(AcrossRanks, DurableCheckpoints, OutOfMemoryRecovery, DPOTrainer):
     """TRL's trainer on rows that masking.py has tokenised and cut; TRL itself accepts only text.
 
     Runs a micro-batch in pieces where it does not fit. `reference` is what the report says of the reference pass,
@@ -57,7 +57,8 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             train_dataset=prepared.train,
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,
-            recovery=oom.Recovery(job.run.path / EVENTS, console),
+            recovery=attempt.recovery(job),
+            processes=job.processes,
             micro_batches=MicroBatches(job.plan.settings.tokens_per_micro_batch),
         )
     token_rows.copy(trainer.model, proof.POLICY_ADAPTER, REF_ADAPTER)

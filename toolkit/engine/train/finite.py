@@ -35,9 +35,15 @@ class Finite(TrainerCallback):
             return
         for name in ("loss", "grad_norm"):
             if name in logs and not math.isfinite(logs[name]):
-                stop(self._trainer, f"{name} is {logs[name]}", _rows_of(self._trainer))
+                stop(self._trainer, f"{name} is {logs[name]}", self._first_of_all())
         self._trainer.ran.clear()
         self._check_range(state.log_history)
+
+    def _first_of_all(self) -> Began:
+        """Where it went wrong, of several processes in the first one that knows."""
+        trainer, own = self._trainer, _rows_of(self._trainer)
+        named = trainer.processes.gather(_named(trainer, own.rows) if _first(trainer.ran) else "")
+        return own._replace(named=next(filter(None, named), None))
 
     def _check_range(self, history: divergence.History) -> None:
         limits = self._trainer.divergence
@@ -70,7 +76,7 @@ def stop(trainer: Any, what: str, began: Began | None = None) -> NoReturn:
     until = divergence.good_until(trainer.state.log_history, trainer.divergence)
     saved = saved_steps(Path(trainer.args.output_dir))
     good = max((one for one in saved if until is None or one <= until), default=None)
-    rows = f"; rows: {_named(trainer, began.rows)}" if began else ""
+    rows = f"; rows: {began.named or _named(trainer, began.rows)}" if began else ""
     raise UserError(
         f"training went wrong at step {step}: {what}. Learning rate now: {group['lr']:g} of {rate:g}{rows}. Lower "
         f"learning_rate, raise warmup_steps or lower max_grad_norm ({limit:g})"
@@ -88,6 +94,7 @@ class Began(NamedTuple):
 
     step: int
     rows: list[dict[str, Any]]
+    named: str | None = None
 
 
 def _rows_of(trainer: Any) -> Began:

@@ -24,12 +24,12 @@ from toolkit.engine.reference import proof
 from toolkit.engine.reference.first_step import FirstStep
 from toolkit.engine.reference.kinds import LABELLED
 from toolkit.engine.reference.precompute import REF_ADAPTER
-from toolkit.engine.train import stage
+from toolkit.engine.train import attempt, stage
+from toolkit.engine.train.across_ranks import AcrossRanks
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import ROWS, OutOfMemoryRecovery
 from toolkit.recipe.schema import Kto
 from toolkit.records.run_report import RunReport
-from toolkit.run.rundir import EVENTS
 from toolkit.training import trainer_args
 from toolkit.training.class_balance import ClassBalance
 from toolkit.training.job import Job
@@ -37,7 +37,7 @@ from toolkit.training.job import Job
 KL_IDS = "KL_completion_ids"  # TRL's name for the neighbour's reply
 
 
-class TokenisedKTOTrainer(DurableCheckpoints, OutOfMemoryRecovery, KTOTrainer):
+class TokenisedKTOTrainer(AcrossRanks, DurableCheckpoints, OutOfMemoryRecovery, KTOTrainer):
     """TRL's trainer, or Unsloth's on a GPU, on rows that masking.py has tokenised and cut. Runs a batch in pieces where
     it does not fit, each with the KL term of the whole batch.
 
@@ -122,7 +122,8 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             train_dataset=with_neighbours(prepared.train, section.effective_batch_size),
             eval_dataset=prepared.eval and with_neighbours(prepared.eval, section.per_device_eval_batch_size),
             processing_class=loaded.tokenizer,
-            recovery=oom.Recovery(job.run.path / EVENTS, console),
+            recovery=attempt.recovery(job),
+            processes=job.processes,
             micro_batches=MicroBatches(
                 in_tokens, rows=None if in_tokens else settings.per_device_train_batch_size
             ),

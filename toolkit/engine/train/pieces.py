@@ -99,6 +99,7 @@ class OutOfMemoryRecovery(TrainerOfTRL):
     """
 
     data_collator: Any
+    share_of_step = 1.0  # of the rows of a step, where other processes have the rest (across_ranks.py)
     _total_train_tokens: float
 
     def __init__(
@@ -133,11 +134,10 @@ class OutOfMemoryRecovery(TrainerOfTRL):
             # Unsloth's SFT trainer for GPUs leaves TRL's count out; ours needs no number from the card.
             self._total_train_tokens += sum(map(fed_tokens, rows.rows))
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        if (
-            self._share != 1.0 and num_items_in_batch is None
-        ):  # else the loss is a share of the window's tokens
-            loss = loss * self._share
-        return loss
+        share = self._share * self.share_of_step
+        if num_items_in_batch is not None:  # the loss is a share of the step's tokens already
+            share = float(share > 0)
+        return loss if share == 1.0 else loss * share
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients and loss of one micro-batch, at once or in pieces."""
@@ -270,7 +270,7 @@ class OutOfMemoryRecovery(TrainerOfTRL):
         """Saves what was trained, then raises UserError naming the row."""
         self._record(mode, failed, "nothing is left to give up: stopping")
         event, saved = self.recovery.events[-1], ""
-        if self.recovery.renamed is None and self.state.global_step:
+        if self.recovery.renamed is None and self.state.global_step and self.recovery.rank is None:
             self._save_checkpoint(self.model, trial=None)
             saved = f". The state after step {self.state.global_step} is saved in {self.args.output_dir}"
         (place,) = places(self.train_dataset if mode == "train" else self.eval_dataset, [row])

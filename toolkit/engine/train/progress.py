@@ -38,6 +38,13 @@ def evaluated_at(history: list[dict[str, Any]], step: int) -> bool:
     return any("eval_loss" in entry and entry["step"] == step for entry in history)
 
 
+class LastLog(TrainerCallback):
+    """A log at the last step: else the steps since the one before are in none."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= state.global_step == state.max_steps
+
+
 class Metrics(TrainerCallback):
     """Writes every log of the Trainer to metrics.jsonl under its own names, and shows how the run goes.
 
@@ -106,8 +113,6 @@ class Metrics(TrainerCallback):
         self._state.step, self._state.epoch = state.global_step, state.epoch or 0.0
         self._state.pace.reached(state.global_step, self._step_ended)
         self._forecast(state.max_steps)
-        if state.global_step == state.max_steps:
-            control.should_log = True  # else the last steps before the end are in no log
         if control.should_evaluate:
             self._state.doing = ("evaluating", 0, None)
         elif control.should_save:

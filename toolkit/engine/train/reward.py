@@ -7,15 +7,15 @@ from typing import Any
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from toolkit.engine.base import model, oom
+from toolkit.engine.base import model
 from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.data import preparation
-from toolkit.engine.train import stage
+from toolkit.engine.train import attempt, stage
+from toolkit.engine.train.across_ranks import AcrossRanks
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.recipe.schema import Reward
 from toolkit.records.run_report import RunReport
-from toolkit.run.rundir import EVENTS
 from toolkit.training import trainer_args
 from toolkit.training.job import Job
 
@@ -32,7 +32,7 @@ class WholeSequences(DataCollatorForPreference):
         return batch
 
 
-class TokenisedRewardTrainer(DurableCheckpoints, OutOfMemoryRecovery, RewardTrainer):
+class TokenisedRewardTrainer(AcrossRanks, DurableCheckpoints, OutOfMemoryRecovery, RewardTrainer):
     """TRL's trainer, or Unsloth's on a GPU, on rows that masking.py has tokenised and cut. Runs a micro-batch in pieces
     where it does not fit."""
 
@@ -61,6 +61,7 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             train_dataset=prepared.train,
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,
-            recovery=oom.Recovery(job.run.path / EVENTS, job.console),
+            recovery=attempt.recovery(job),
+            processes=job.processes,
             micro_batches=MicroBatches(job.plan.settings.tokens_per_micro_batch),
         )

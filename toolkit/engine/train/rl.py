@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from toolkit.engine.base import model, oom
+from toolkit.engine.base import model
 from toolkit.engine.data import preparation
 from toolkit.engine.reference import starting_policy
-from toolkit.engine.train import rewards, stage
+from toolkit.engine.train import attempt, rewards, stage
+from toolkit.engine.train.across_ranks import GroupsAcrossRanks
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.completions import Completions
 from toolkit.engine.train.reward_watch import RewardWatch
@@ -18,18 +21,18 @@ from toolkit.engine.train.rollout import Rollouts
 from toolkit.errors import UserError
 from toolkit.recipe.schema import Rl
 from toolkit.records.run_report import RunReport
-from toolkit.run.rundir import COMPLETIONS, EVENTS, HELD_OUT
+from toolkit.run.rundir import COMPLETIONS, HELD_OUT
 from toolkit.training import trainer_args
 from toolkit.training.job import Job
 
 
-class RewardedRLOOTrainer(DurableCheckpoints, Rollouts, RLOOTrainer):
+class RewardedRLOOTrainer(GroupsAcrossRanks, DurableCheckpoints, Rollouts, RLOOTrainer):
     """TRL's RLOO under our rows, rewards, checkpoints and recovery."""
 
     averages_rows = True
 
 
-class RewardedGRPOTrainer(DurableCheckpoints, Rollouts, GRPOTrainer):
+class RewardedGRPOTrainer(GroupsAcrossRanks, DurableCheckpoints, Rollouts, GRPOTrainer):
     """TRL's GRPO, the same. Its loss divides by the tokens of the whole step."""
 
     averages_rows = False
@@ -51,12 +54,11 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
     section, run, console = job.section, job.run, job.console
     assert isinstance(section, Rl)
     left_out = _check_rows(section, prepared)
-    recovery = oom.Recovery(run.path / EVENTS, console)
+    recovery = attempt.recovery(job)
     ends = frozenset(loaded.model.generation_config.eos_token_id)
     functions = rewards.build(job, ends, recovery)
     completions = Completions(
-        run.path / COMPLETIONS,
-        run.path / HELD_OUT,
+        *_files(job),
         section.logging_steps,
         lambda said: console.print(escape(said)),
     )
@@ -72,6 +74,7 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,
             recovery=recovery,
+            processes=job.processes,
             section=section,
             completions=completions,
         )
@@ -87,6 +90,13 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
     trainer.add_callback(completions)
     trainer.add_callback(RewardWatch(trainer, [function.name for function in functions], console))
     return trainer
+
+
+def _files(job: Job) -> tuple[Path, Path]:
+    """Where completions are kept: by the first of several processes, its part of each step."""
+    if not job.world.is_first:
+        return Path(os.devnull), Path(os.devnull)
+    return job.run.path / COMPLETIONS, job.run.path / HELD_OUT
 
 
 def _check_rows(section: Rl, prepared: preparation.Prepared) -> int:

@@ -7,20 +7,20 @@ from datasets import Dataset
 from rich.console import Console
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from toolkit.engine.base import model, oom
+from toolkit.engine.base import model
 from toolkit.engine.base.micro_batches import MicroBatches
 from toolkit.engine.data import preparation
-from toolkit.engine.train import stage
+from toolkit.engine.train import attempt, stage
+from toolkit.engine.train.across_ranks import AcrossRanks
 from toolkit.engine.train.checkpoints import DurableCheckpoints
 from toolkit.engine.train.pieces import OutOfMemoryRecovery
 from toolkit.recipe.schema import Sft
 from toolkit.records.run_report import RunReport
-from toolkit.run.rundir import EVENTS
 from toolkit.training import trainer_args
 from toolkit.training.job import Job
 
 
-class RecoveringSFTTrainer(DurableCheckpoints, OutOfMemoryRecovery, SFTTrainer):
+class RecoveringSFTTrainer(AcrossRanks, DurableCheckpoints, OutOfMemoryRecovery, SFTTrainer):
     """TRL's trainer, or Unsloth's on a GPU, that runs a micro-batch in pieces where it does not fit."""
 
 
@@ -44,7 +44,8 @@ def build(job: Job, loaded: model.LoadedModel, prepared: preparation.Prepared) -
             train_dataset=train,
             eval_dataset=prepared.eval,
             processing_class=loaded.tokenizer,
-            recovery=oom.Recovery(job.run.path / EVENTS, job.console),
+            recovery=attempt.recovery(job),
+            processes=job.processes,
             micro_batches=MicroBatches(job.plan.settings.tokens_per_micro_batch),
         )
 

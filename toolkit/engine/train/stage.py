@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.markup import escape
 from transformers import PrinterCallback, set_seed
 
 from toolkit.console.screen import bar
 from toolkit.data.length_groups import grouped_by_length
-from toolkit.engine.base import fingerprint, hub, model
+from toolkit.engine.base import fingerprint, hub, model, ranks
 from toolkit.engine.base.quiet import quiet
+from toolkit.engine.base.ranks import Ranks
 from toolkit.engine.data import preparation
 from toolkit.engine.train import answers, attempt, finite, held_out_scores, trackers
 from toolkit.engine.train.callbacks import Callbacks
@@ -46,17 +48,31 @@ def run(job: Job, build: BuildTrainer) -> RunReport:
     Raises UserError for whatever the user can fix and Interrupted after a signal; its manifest says how the run ended,
     and nothing in the run directory looks finished that is not: a signal after the adapter was saved comes too late.
     """
-    stop = StopOnSignal(job.console)
+    with ranks.joined(job.world, torch.device(model.device_type())) as processes:
+        job = replace(job, processes=processes)
+        stop = StopOnSignal(job.console, processes)
+        return (_lead if processes.is_first else _follow)(job, build, stop)
+
+
+def _lead(job: Job, build: BuildTrainer, stop: StopOnSignal) -> RunReport:
     with job.run.locked(), stop.listening(), sealing.room(job.run.path, ELSEWHERE):
         started = time.monotonic()
         notes = job.start.check(job.recipe) if job.start else []
         checkpoint = attempt.begin(job)
         for note in notes:
             job.console.print(f"[yellow]{escape(note)}[/]")
-        with attempt.outcome(job, started), quiet():
+        with attempt.outcome(job, started), quiet(), job.processes.as_one():
+            attempt.tell_others(job, checkpoint)
             report = _train(job, build, checkpoint, stop, started)
         stop.check()  # a signal that cost the answers alone; what stands behind && must not start for it
         return report
+
+
+def _follow(job: Job, build: BuildTrainer, stop: StopOnSignal) -> RunReport:
+    """The part of a process that is not the first: it trains, and writes nothing but its own log."""
+    with stop.listening(), quiet():
+        job, checkpoint = attempt.hear_first(job)
+        return _train(job, build, checkpoint, stop, time.monotonic())
 
 
 def _train(
@@ -67,7 +83,9 @@ def _train(
     started: float,
 ) -> RunReport:
     recipe, section, settings, run, console = job.recipe, job.section, job.plan.settings, job.run, job.console
+    processes: Ranks = job.processes
     set_seed(recipe.seed)
+    processes.connect()
 
     with bar(console, f"loading {recipe.model.path}", None, hub.fetching(recipe.locate(recipe.model.path))):
         load = job.base.load if job.base else model.load
@@ -78,8 +96,10 @@ def _train(
     if job.start:
         model.load_adapter(loaded.model, job.start.folder)
     model.check_disk(loaded, run, num_checkpoints=section.save_total_limit + 1)  # one more while it rotates
-    prepared = preparation.prepare(recipe, section, job.stage.row_kind, loaded, console)
-    prepared.report.write(run.data_report)
+    with processes.in_turn():
+        prepared = preparation.prepare(recipe, section, job.stage.row_kind, loaded, console)
+    if processes.is_first:
+        prepared.report.write(run.data_report)
     prepared.train = in_order(prepared.train, section, recipe.seed)
     rows = _identify(job, prepared)
 
@@ -91,12 +111,15 @@ def _train(
     trajectory, conditions = job.trajectory(), run.conditions()
     trainer.made = Made(trajectory=trajectory, conditions=conditions)
     trainer.divergence = section.divergence if isinstance(section, AnswersSection) else None
+    trainer.stop = stop
+    if not processes.is_alone:
+        torch.manual_seed(recipe.seed + processes.rank)  # each its own dropout
     trainer.remove_callback(PrinterCallback)
     watching = Callbacks.of(job, trainer, checkpoint, stop, started)
     for callback in watching.in_order():
         trainer.add_callback(callback)
     train_started = time.perf_counter()
-    with contextlib.closing(watching.metrics), trackers.attached(trainer, job, checkpoint):
+    with contextlib.closing(watching), trackers.attached(trainer, job, checkpoint):
         stop.train(trainer, str(checkpoint) if checkpoint else None)
         train_seconds = time.perf_counter() - train_started
         finite.check_weights(trainer)  # what the last step made of them is in no log
@@ -104,15 +127,19 @@ def _train(
             trainer.state.log_history, trainer.state.global_step
         ):
             trainer.evaluate()
+    trainer.check_equal()
+    peaks, events = processes.gather(watching.timeline.peak_gib), processes.gather(trainer.recovery.events)
     report = replace(
         _report(job, trainer, loaded, train_seconds),
-        measured_peak_gib=watching.timeline.peak_gib,
+        measured_peak_gib=max(peaks, default=None, key=lambda peak: peak or 0.0),
         probe=watching.probe.measured,
-        oom_events=trainer.recovery.events,
+        oom_events=[event for of_rank in events for event in of_rank],
         checkpoint_seconds=max(trainer.checkpoint_seconds, default=None),
         wall_seconds=time.monotonic() - started,
         **{extra: getattr(trainer, extra) for extra in job.stage.report_extras},
     )
+    if not processes.is_first:
+        return report
     run.record({"num_steps": report.num_steps, "train_tokens": report.train_tokens})
     with bar(console, "saving the adapter", None):
         mark = AdapterMark(trajectory=trajectory, conditions=conditions, num_steps=report.num_steps)
@@ -160,6 +187,7 @@ def _identify(job: Job, prepared: preparation.Prepared) -> dict[str, str]:
     if prepared.eval is not None:
         rows["eval"] = fingerprint.rows(prepared.eval)
     held = {"base_model.files": fingerprint.combined(base["files"]), "rows.train": rows["train"]}
+    job.processes.agree("base model and rows", held | rows)
     if job.start:
         held[f"{job.start.name}{STARTED_FROM}"] = digest(job.start.folder / WEIGHTS)
         made = job.start.made()

@@ -26,6 +26,11 @@ def attached(trainer: Any, job: Job, checkpoint: Path | None) -> Iterator[None]:
     when W&B cannot begin.
     """
     with contextlib.ExitStack() as stack:
+        if not job.world.is_first:
+            for callback in (TensorBoardCallback, WandbCallback):
+                trainer.remove_callback(callback)
+            yield
+            return
         if "tensorboard" in job.section.report_to:
             stack.enter_context(_tensorboard(trainer, job.run.path / TENSORBOARD, checkpoint))
         if "wandb" in job.section.report_to:
