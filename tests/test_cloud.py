@@ -34,10 +34,10 @@ def test_what_has_to_outlive_a_machine_is_on_the_volume_where_the_image_keeps_it
 
 
 def test_a_bucket_can_stand_in_the_place_of_the_volume() -> None:
-    commented = TEXT.partition("stay on the disk:\n")[2].partition("\n\n")[0]
-    ((path, bucket),) = (
-        YAML(typ="safe").load(re.sub(r"^# ", "", commented, flags=re.M))["file_mounts"].items()
-    )
+    commented = re.search(r"^# file_mounts:\n(?:# .*\n)+", TEXT, re.MULTILINE)
+    assert commented
+    mounts = YAML(typ="safe").load(commented[0].replace("# ", "", 1).replace("\n# ", "\n"))["file_mounts"]
+    ((path, bucket),) = mounts.items()
     assert path == f"{VOLUME}/{RUNS}" and bucket["mode"] == "MOUNT_CACHED"
 
 
