@@ -77,7 +77,7 @@ def test_make_targets_and_requirement_files_exist() -> None:
     for command in COMMANDS:
         if command.startswith("make "):
             assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE), command
-        for name in re.findall(r"-r (\S+)", command):
+        for name in re.findall(r"-r (\S+\.txt)", command):
             assert (ROOT / name).is_file()
 
 

@@ -31,12 +31,22 @@ def propose(script: str, recipe: str, *options: str) -> str:
     `recipe` stands where no script of ours runs, as in a test.
     """
     words, given = _in_use(script)
+    return shlex.join([*words, *_repeated(given, recipe), *options])
+
+
+def elsewhere(script: str, recipe: str, *options: str) -> str:
+    """The same as it is typed in any clone, whatever this process was started by."""
+    _, given = _in_use(script)
+    return shlex.join(["python", f"run_{script}.py", *_repeated(given, recipe), *options])
+
+
+def _repeated(given: argparse.Namespace, recipe: str) -> list[str]:
     repeated = ["--recipe", given.recipe or recipe]
     if given.runs != RUNS:
         repeated += ["--runs", str(given.runs)]
     for override in given.set:
         repeated += ["--set", override]
-    return shlex.join([*words, *repeated, *options])
+    return repeated
 
 
 def _in_use(script: str) -> tuple[list[str], argparse.Namespace]:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from toolkit import command
 from toolkit.errors import UserError
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
@@ -36,6 +37,11 @@ class Point:
     @cached_property
     def values(self) -> dict[str, Any]:
         return {path: value_at(self.recipe, path) for path in self.texts}
+
+    def options(self) -> list[str]:
+        """What makes the stage's own script train this run."""
+        sets = [word for path, text in self.texts.items() for word in ("--set", f"{path}={text}")]
+        return ["--name", stages.label_of(self.name) or "", *sets]
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="move finished runs aside and start again")
     on_finish.add_option(parser)
-    parser.add_argument("--plan", action="store_true", help="show which runs there would be, and stop")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--plan", action="store_true", help="show which runs there would be, and stop")
+    shown.add_argument(
+        "--commands", action="store_true", help="print the command of each run, one a line, and stop"
+    )
 
 
 def asked(arguments: argparse.Namespace) -> Asked:
@@ -114,6 +124,24 @@ def asked(arguments: argparse.Namespace) -> Asked:
     label = "-".join((arguments.name, *map(_short, axes)) if arguments.name else map(_short, axes))
     name = stages.variant(arguments.stage, label)
     return Asked(arguments.stage, name, arguments.runs / points[0].recipe.name / SWEEPS / name, tuple(points))
+
+
+def commands(sweep: Asked, arguments: argparse.Namespace) -> list[str]:
+    """What trains each run by itself, quoted for a shell: of the same name and values, so that the sweep finds it.
+
+    Raises UserError for an option that such commands cannot keep.
+    """
+    if arguments.fresh:
+        raise UserError(
+            "--fresh does not go with --commands: a job that is started again, on another machine, would begin anew "
+            "each time; leave it out, or take another --name"
+        )
+    also = ["--from", arguments.from_] if arguments.from_ else []
+    also += ["--on-finish", arguments.on_finish] if arguments.on_finish else []
+    also += ["--quiet"] if arguments.quiet else []
+    return [
+        command.elsewhere(sweep.stage, point.recipe.name, *point.options(), *also) for point in sweep.points
+    ]
 
 
 def value_at(recipe: Recipe, path: str) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.engine.conftest import FEW_ROWS, run_stage, tiny, weights
 from tests.engine.conftest import STEPS as UNDISTURBED
-from tests.engine.conftest import run_stage, tiny, weights
+from tests.engine.scripts import Script
 from toolkit.engine.base import model
 from toolkit.engine.reference import precompute
 from toolkit.engine.train import sweep
@@ -70,6 +72,25 @@ def test_a_run_of_a_sweep_is_the_single_run_bit_for_bit_with_one_load_and_no_log
 def losses(run: RunDir) -> list[float]:
     entries = map(json.loads, run.metrics.read_text().splitlines())
     return [entry["loss"] for entry in entries if "loss" in entry]
+
+
+@pytest.mark.long
+def test_what_the_commands_of_a_sweep_trained_the_sweep_finds_finished(
+    runs_with_sft: Path, tmp_path: Path
+) -> None:
+    words = ["--recipe", "tiny", "--runs", str(runs_with_sft)]
+    words += [word for override in (*FEW_ROWS, "dpo.max_steps=2") for word in ("--set", override)]
+    sweep_words = ["run_sweep.py", *words, "--stage", "dpo", "--vary", "dpo.beta=0.05,0.2"]
+    printed = Script([*sweep_words, "--commands"], tmp_path / "printed")
+    assert printed.wait() == 0
+    for line in printed.said().splitlines():
+        alone = Script(shlex.split(line)[1:], tmp_path / "alone")
+        assert alone.wait() == 0, alone.said()
+    together = Script(sweep_words, tmp_path / "together")
+    assert together.wait() == 0, together.said()
+    assert together.said().count("is finished") == 2 and "swept 2 runs" in together.said()
+    swept = json.loads((runs_with_sft / "tiny/sweeps/dpo-beta/sweep.json").read_text())
+    assert swept["points"] == {"dpo-beta0p05": {"dpo.beta": 0.05}, "dpo-beta0p2": {"dpo.beta": 0.2}}
 
 
 @pytest.mark.campaign
