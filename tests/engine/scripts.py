@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -21,12 +22,17 @@ IMPORTED = ["tests.conftest", *(f"toolkit.engine.train.{stage}" for stage in ("s
 class Script:
     """`python words[0] words[1:]`, started at once; what it prints goes into one file. Negative codes are signals.
 
-    In `folder`; one that is a clone brings its recipes, but not its toolkit, which is imported already.
+    In `folder`; one that is a clone brings its recipes, but not its toolkit, which is imported already. `environ` comes
+    on top of the environment.
     """
 
-    def __init__(self, words: list[str], said: Path, folder: Path = ROOT):
+    def __init__(
+        self, words: list[str], said: Path, folder: Path = ROOT, environ: Mapping[str, str] | None = None
+    ):
         self._said = said
-        target = functools.partial(_run, words, str(said), str(folder), os.environ["XDG_CACHE_HOME"])
+        said.touch()
+        set_there = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **(environ or {})}
+        target = functools.partial(_run, words, str(said), str(folder), set_there)
         self._process = _server().Process(target=target, daemon=True)
         self._process.start()
         assert self._process.pid
@@ -57,12 +63,12 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _run(words: list[str], said: str, folder: str, cache: str) -> None:
+def _run(words: list[str], said: str, folder: str, environ: Mapping[str, str]) -> None:
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.chdir(folder)
-    os.environ["XDG_CACHE_HOME"] = cache
+    os.environ.update(environ)
     if (recipes := Path(folder) / "recipes").is_dir():
         load.RECIPES = recipes
     sys.argv = words

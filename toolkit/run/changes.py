@@ -12,15 +12,20 @@ def between(
     """Field -> "sft.max_rows: 5 then, None now" of those that differ; of a list of sections its values one by one."""
     found = {}
     for field in sorted(before.keys() | now.keys() if fields is None else fields):
-        then, here = dict(_leaves(field, before.get(field))), dict(_leaves(field, now.get(field)))
-        listed = [
-            f"{path}: {then.get(path)!r} then, {here.get(path)!r} now"
-            for path in dict.fromkeys([*then, *here])
-            if then.get(path) != here.get(path)
-        ]
-        if listed:
+        differing = apart(field, before.get(field), now.get(field))
+        if listed := [f"{path}: {then!r} then, {here!r} now" for path, then, here in differing]:
             found[field] = ", ".join(listed)
     return found
+
+
+def apart(field: str, one: Any, other: Any) -> list[tuple[str, Any, Any]]:
+    """(path, value, other value) wherever two values of a field differ."""
+    left, right = dict(_leaves(field, one)), dict(_leaves(field, other))
+    return [
+        (path, left.get(path), right.get(path))
+        for path in dict.fromkeys([*left, *right])
+        if left.get(path) != right.get(path)
+    ]
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -45,6 +45,13 @@ def signalled(number: int, act: Any) -> Any:
 
 
 @pytest.mark.long
+def test_looking_at_held_out_rows_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    """With dropout, which draws from the same dice; `whole` looks at them at its end."""
+    looked = run_stage(tiny(*STEPS, "sft.eval_steps=2"), "sft", tmp_path)
+    assert weights(looked) == weights(whole / "sft")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sft", pytest.param("dpo", marks=pytest.mark.campaign)])
 def test_what_a_signal_drops_is_done_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

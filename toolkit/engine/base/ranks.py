@@ -26,7 +26,7 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore  # where mypy finds them
 
 from toolkit import world as processes
-from toolkit.errors import EndedByAnother, Interrupted, UserError, exit_code
+from toolkit.errors import EXIT_USER, EndedByAnother, Interrupted, UserError, exit_code
 from toolkit.world import World
 
 CONNECT_SECONDS, BEGIN_SECONDS, LINK_SECONDS = 60, 1800, 180
@@ -279,8 +279,8 @@ class LaunchedRanks(Ranks):
             end = self._await_end(wait) or self._post(
                 End(self.rank, exit_code(error), str(error) or type(error).__name__)
             )
-        except RuntimeError:
-            return error  # the store is gone, and with it whoever could have said something
+        except RuntimeError:  # the store is gone, and with it whoever could have said something
+            return error if is_clear else UserError(self._store_gone)
         if end.rank != self.rank:
             return EndedByAnother(end.code, end.reason)
         return UserError(end.reason) if end.of_another else error
@@ -303,15 +303,20 @@ class LaunchedRanks(Ranks):
         """What is known as the end from now on: this, or what another said before."""
         return End(**json.loads((store or self._store).compare_set("end", "", json.dumps(asdict(end)))))
 
+    @property
+    def _store_gone(self) -> str:
+        return (
+            f"the processes lost each other: the one behind {self._world.address}:{self._world.port} ended without a "
+            "word, as by kill -9; the same command continues from the last checkpoint"
+        )
+
     # Who watches
 
     def _watch(self) -> None:
         try:
             end = self._watched(_store(self._world))
         except RuntimeError:
-            end = End(
-                -1, 2, f"the store at {self._world.address}:{self._world.port} is gone: its process ended"
-            )
+            end = End(-1, EXIT_USER, self._store_gone)
         if end is None or self._is_leaving.wait(GRACE_SECONDS):
             return
         with contextlib.suppress(Exception):
@@ -346,7 +351,7 @@ class LaunchedRanks(Ranks):
             if end := self._end(store):
                 return end
             if self._limit and time.monotonic() > self._limit[0]:
-                return self._post(End(self.rank, 2, self._limit[1]), store)
+                return self._post(End(self.rank, EXIT_USER, self._limit[1]), store)
         return None
 
     def _mourn(self, store: Any, rank: int) -> None:
@@ -355,7 +360,7 @@ class LaunchedRanks(Ranks):
                 f"process {rank} of {self.size} on {socket.gethostname()} was killed from outside (kill -9, or the "
                 "kernel when the RAM ran out), which ends the run; the same command continues from the last checkpoint"
             )
-            self._post(End(self.rank, 2, reason, of_another=True), store)
+            self._post(End(self.rank, EXIT_USER, reason, of_another=True), store)
 
 
 @contextlib.contextmanager

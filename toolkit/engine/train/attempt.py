@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import socket
 import time
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from toolkit.engine.train import checkpoints
 from toolkit.errors import Interrupted, UserError
 from toolkit.files import write_text
 from toolkit.memory.plan import Settings
+from toolkit.recipe.stages import BASE
 from toolkit.records.run_manifest import PlanMade
 from toolkit.redaction import blanked, redacted
 from toolkit.report import run_page, run_record
-from toolkit.run import manifest, runlog
+from toolkit.run import changes, manifest, runlog
 from toolkit.run.rundir import EVENTS, PROCESSES, RunDir
 from toolkit.training.job import Job
 
@@ -78,19 +78,21 @@ def hear_first(job: Job) -> tuple[Job, Path | None]:
     """
     run = job.run
     first, own = job.processes.begin({}, when_cut_off=str), _alike(job)
-    problems = [
-        f"{what}: {first[what]} in the first process, {own[what]} in process {job.world.rank} on {socket.gethostname()}"
-        for what in own
-        if own[what] != first[what]
-    ]
-    if problems:
-        raise UserError(*(f"{problem}; give all processes the same" for problem in problems))
+    here = f"in process {job.world.rank} on {socket.gethostname()}"
+    if different := [found for what in own for found in changes.apart(what, first[what], own[what])]:
+        raise UserError(
+            "the processes of a run have to be started alike: "
+            + "; ".join(
+                f"{path} is {theirs!r} in the first process, {ours!r} {here}"
+                for path, theirs, ours in different
+            )
+        )
     deadline = time.monotonic() + SHARED_SECONDS
     while _begun(run) != first["begun"]:
         if time.monotonic() > deadline:
             raise UserError(
-                f"process {job.world.rank} on {socket.gethostname()} does not find in {run.path.absolute()} what the "
-                "first one wrote there: name a folder on a disk that all machines mount with --runs DIR"
+                f"what the first process wrote to {run.path.absolute()} is not there {here}: name a folder on a disk "
+                "that all machines mount with --runs DIR"
             )
         time.sleep(1)
     runlog.LOG.open(run.path / f"log.rank{job.world.rank}.txt", job.console)
@@ -101,9 +103,9 @@ def hear_first(job: Job) -> tuple[Job, Path | None]:
 def _alike(job: Job) -> dict[str, Any]:
     """What all processes of a run have to have alike, one by one as a message names it."""
     return {
-        "recipe": hashlib.sha256(job.recipe.to_yaml().encode()).hexdigest()[:16],
-        "stage": job.run.name,
-        "packages": dict(sorted(manifest.packages().items())),
+        "recipe": blanked(job.recipe.model_dump(mode="json")),
+        "run": f"{job.run.name} from {job.start.name if job.start else BASE}",
+        "packages": manifest.packages(),
         "device": model.device_type(),
     }
 

@@ -142,15 +142,14 @@ class Rollouts(OutOfMemoryRecovery):
         return found
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As TRL does it; training draws after it as it would have without."""
-        generators, num_recomputing = RandomState(), recompute.num_recomputing(self.model)
+        """As TRL does it, with the completions kept."""
+        num_recomputing = recompute.num_recomputing(self.model)
         self.completions.begin_evaluation()
         self._evaluates = True
         try:
             found: dict[str, float] = super().evaluate(*args, **kwargs)
         finally:
             self._evaluates = False
-            generators.restore()
             recompute.recompute(self.model, num_recomputing)
         self.completions.end_evaluation(self.state.global_step)
         return found
