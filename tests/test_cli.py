@@ -194,6 +194,10 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ("run_sft.py --recipe tiny --set 'sft.datasets.0.filter=\"[/b] == 1\"'", 2),
         ("run_sft.py --recipe tiny --json", 2),
         ("run_sft.py --recipe tiny --gpu 24", 2),
+        ("run_sft.py --recipe tiny --world 2", 2),
+        ("run_sft.py --recipe tiny --plan --world 2", 0),
+        ("run_sft.py --recipe tiny --plan --world 3", 2),
+        ("run_kto.py --recipe tiny --plan --world 2", 2),
         ("ulimit -v 2000000; run_sft.py --recipe tiny --runs /nowhere", 2),
     ],
 )

@@ -89,7 +89,7 @@ def test_the_command_that_stands_there_is_make_run(tmp_path: Path) -> None:
     assert called(tmp_path, TASK["envs"]["COMMAND"], code=143) == (143, words[:1]), "it ends with the first"
 
 
-@pytest.mark.parametrize("stage", stages.names())
+@pytest.mark.parametrize("stage", [name for name in stages.names() if stages.of(name).across_processes])
 def test_a_stage_takes_every_gpu(stage: str, tmp_path: Path) -> None:
     command = [f"run_{stage}.py", "--set", "a=[b, c]", "--on-finish", "echo '$X'"]
     line = shlex.join(["python", *command])  # as run_sweep.py --commands writes it
@@ -103,7 +103,8 @@ def test_a_stage_takes_every_gpu(stage: str, tmp_path: Path) -> None:
     assert called(tmp_path, line, nodes=2, rank=1) == (0, [["torchrun", *several, *command]])
 
 
-def test_what_trains_nothing_runs_once(tmp_path: Path) -> None:
-    line = "python run_compare.py --recipe x"
+@pytest.mark.parametrize("script", ["compare", "kto"])
+def test_what_several_processes_cannot_do_runs_once(script: str, tmp_path: Path) -> None:
+    line = f"python run_{script}.py --recipe x"
     assert called(tmp_path, line, gpus=4, nodes=2) == (0, [line.split()])
     assert called(tmp_path, line, gpus=4, nodes=2, rank=1) == (0, [])

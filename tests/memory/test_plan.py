@@ -605,3 +605,20 @@ def test_imports_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_several_processes_share_a_step_and_send_the_gradients_once(size: int) -> None:
+    """Worked out by hand for LoRA of rank 16 on all linears of Llama-3.1-8B: 41,943,040 weights in fp32."""
+    one = plan_stage(load("llama31_8b"), "sft", RTX4090, 64)
+    all_of_them = plan_stage(load("llama31_8b"), "sft", RTX4090, 64, processes=size)
+    sharing = all_of_them.sharing
+    assert sharing is not None and one.sharing is None
+    assert sharing.bytes_per_step == round(2 * (size - 1) / size * 4 * 41_943_040)
+    assert sharing.seconds["pcie4"] == pytest.approx(sharing.bytes_per_step / 31.5e9, rel=1e-3)
+    assert all_of_them.tokens_per_step == one.tokens_per_step
+    assert all_of_them.peak_gib <= one.peak_gib
+    alone, shared = one.floor_seconds_per_1000_steps, all_of_them.floor_seconds_per_1000_steps
+    assert alone and shared and alone / size < shared < alone
+    assert sharing.share is not None and 0 < sharing.share["nvlink4"] < sharing.share["pcie4"] < 0.1
+    assert json.loads(json.dumps(all_of_them.to_dict()))["processes"] == size
