@@ -291,6 +291,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except BaseException as error:
+        if (code := world.told_by_another(error)) is not None:
+            _on_finish(code, str(error))
+            sys.exit(code)
         code = _told(error)
         if code is None:
             raise
@@ -303,8 +306,6 @@ def run(main: Callable[[], None]) -> None:
 
 def _told(error: BaseException) -> int | None:
     """The exit code of what ended a script, once it is said; None for what is to end it as it is."""
-    if (code := world.told_by_another(error)) is not None:
-        return code
     if isinstance(error, UserError):
         _say(*error.problems)
         return EXIT_USER

@@ -12,12 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from toolkit.errors import UserError
+from toolkit.errors import UserError, exit_code
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-FIRST_SPEAKS_SECONDS = (
-    5  # what another process leaves the first one for saying the same, and its launcher to end it
-)
+LAUNCHER_SECONDS = 5  # in which the first process says the same, and a launcher ends the others for it
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,12 @@ def _by_rank(world: World) -> Told:
     """While nothing connects the processes: what ends the first one ends them all, and it is the one that speaks."""
 
     def told(error: BaseException) -> int | None:
-        if world.is_first:
+        if world.is_first or isinstance(error, SystemExit):
             return None
+        if not isinstance(error, Exception):
+            return exit_code(error)  # a signal, which the first one got too
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(FIRST_SPEAKS_SECONDS)  # the launcher's SIGTERM ends it, without a word
+        time.sleep(LAUNCHER_SECONDS)  # the launcher's SIGTERM ends it, without a word
         return None
 
     return told

@@ -32,6 +32,9 @@ BEGIN_AGAIN = (
 # of 25 GB/s (NVIDIA H100 white paper).
 LINKS = {"pcie4": 16e9 * 16 * 128 / 130 / 8, "nvlink4": 450e9}
 
+# What sharing takes of a card beside the budget: a bucket of gradients, its sum, and NCCL's own buffers (an estimate).
+SHARING_GIB = 0.4
+
 # Every plan has these items, in this order.
 ITEMS = (
     "weights",
@@ -158,6 +161,7 @@ def plan_stage(
         own = {"effective_batch_size": section.effective_batch_size // processes}
         recipe = _with(recipe, stages.of(stage).name, section.model_copy(update=own))
         rows = rows and _part_of(rows, processes)
+        card = card and replace(card, total_gib=card.total_gib - SHARING_GIB)
     plan = _with_rows(_plan(recipe, stage, card, ram_gib), recipe, card, rows)
     if processes > 1:
         plan = _across(plan, recipe, processes)

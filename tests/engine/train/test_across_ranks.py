@@ -25,6 +25,9 @@ from toolkit.engine.train.across_ranks import AcrossRanks, OwnRows, merge
 from toolkit.run.rundir import RunDir
 
 EVALUATED = "sft.eval_steps=2"
+# How far weights of a few steps come out from one process, relative to their size: in bf16 one in smaller pieces
+# is 5e-3 from itself. Adam and clipping hide a factor in the gradients: loss and gradient norm in the log show it.
+NEAR = 1e-2
 
 
 def apart(one: Path, other: Path) -> float:
@@ -79,12 +82,14 @@ def test_what_is_logged_is_that_of_all() -> None:
         {"accuracy": [0.5, 1.0], "num_tokens": [10.0], "completions/min_length": [3.0], "only_here": [2.0]},
         {"accuracy": [0.0], "num_tokens": [5.0], "completions/min_length": [1.0]},
     ]
-    assert merge(of_two) == {
+    found = {
         "accuracy": [0.5, 1.0, 0.0],
         "num_tokens": [15.0],
         "completions/min_length": [1.0],
         "only_here": [2.0],
     }
+    assert merge(of_two, same_batches=True) == found
+    assert merge(of_two, same_batches=False) == found | {"completions/min_length": [3.0, 1.0]}
 
 
 def test_two_processes_train_what_one_does(sft: Stage, tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_two_processes_train_what_one_does(sft: Stage, tmp_path: Path) -> None:
     scripts = ranks.start("sft", tmp_path)
     assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
     run = tmp_path / "tiny" / "sft"
-    assert apart(run, sft.run.path) < 5e-3
+    assert apart(run, sft.run.path) < NEAR
     here, there = lines(run), lines(sft.run.path)
     assert [line["step"] for line in here] == [line["step"] for line in there]
     for one, other in zip(here, there, strict=True):
@@ -106,14 +111,29 @@ def test_two_processes_train_what_one_does(sft: Stage, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_one_of_them_without_a_row_in_a_step(tmp_path: Path) -> None:
+    """The last step of an epoch has one row; tokens are counted by Unsloth, as on a GPU."""
+    few = ("sft.max_rows=17", "sft.num_train_epochs=2", "sft.logging_steps=1")
+    one = run_stage(tiny(*few), "sft", tmp_path / "one")
+    scripts = ranks.start("sft", tmp_path, *few, all_through=("tests.engine.gpu_batches", "sft"))
+    assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
+    run = tmp_path / "tiny" / "sft"
+    assert apart(run, one.run.path) < NEAR
+    for here, there in zip(lines(run), lines(one.run.path), strict=True):
+        assert here.get("num_tokens") == there.get("num_tokens")
+        for name in ("loss", "grad_norm"):
+            assert here.get(name, 0) == pytest.approx(there.get(name, 0), rel=2e-2)
+
+
+@pytest.mark.long
 def test_two_processes_train_dpo_as_one_does(sft: Stage, dpo: Stage, tmp_path: Path) -> None:
     """The reference is computed once, half by each, and proved by both."""
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "sft").symlink_to(sft.run.path)
-    scripts = ranks.start("dpo", tmp_path, "dpo.learning_rate=5e-3")
+    scripts = ranks.start("dpo", tmp_path, "dpo.learning_rate=5e-3", "dpo.per_device_eval_batch_size=96")
     assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
     run = tmp_path / "tiny" / "dpo"
-    assert apart(run, dpo.run.path) < 1e-2
+    assert apart(run, dpo.run.path) < NEAR
     assert "12 train pairs" in scripts[0].said()
     assert "the reference is the policy" in (run / "log.rank1.txt").read_text()
     assert lines(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -170,7 +190,7 @@ def test_one_process_short_of_memory_waits_for_nobody(sft: Stage, tmp_path: Path
     scripts = ranks.start("sft", tmp_path, through=("tests.engine.scarce", "3", "sft"))
     assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
     run = tmp_path / "tiny" / "sft"
-    assert apart(run, sft.run.path) < 5e-3
+    assert apart(run, sft.run.path) < NEAR
     report = json.loads((run / "report.json").read_text())
     assert {event["rank"] for event in report["oom_events"]} == {1}
     assert [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()] == report[
@@ -231,7 +251,7 @@ def test_a_reward_model_and_learning_from_rewards(sft: Stage, tmp_path: Path) ->
     (tmp_path / "one" / "tiny").mkdir(parents=True)
     (tmp_path / "one" / "tiny" / "sft").symlink_to(sft.run.path)
     one = run_stage(tiny(*few), "reward", tmp_path / "one")
-    assert apart(tmp_path / "tiny" / "reward", one.run.path) < 5e-3
+    assert apart(tmp_path / "tiny" / "reward", one.run.path) < NEAR
     for algorithm in ("rloo", "grpo"):
         scripts = ranks.start(
             "rl", tmp_path, *FEW_RL, f"rl.algorithm={algorithm}", options=("--name", algorithm)

@@ -1,5 +1,6 @@
 """DPO with shared prompts on the real path: right, or the run stops before it trains on something else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,24 @@ def test_a_wrong_mask_stops_the_run(runs_with_sft: Path, monkeypatch: pytest.Mon
     ):
         run_stage(tiny(*ONE_STEP), "dpo", runs_with_sft)
     assert not RunDir(runs_with_sft, "tiny", "dpo").adapter.exists()
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_pairs_of_one_length_give_no_noise_to_go_by(
+    is_wrong: bool, runs_with_sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = {"prompt": "Where does Ada live?", "chosen": "In the north.", "rejected": "In a town by the sea."}
+    rows = tmp_path / "alike.jsonl"
+    rows.write_text(
+        "".join(json.dumps(pair | {"prompt": f"{n}: {pair['prompt']}"}) + "\n" for n in range(10, 34))
+    )
+    recipe = tiny(*ONE_STEP, f"dpo.datasets=[{{path: {rows}}}]")
+    if not is_wrong:
+        assert run_stage(recipe, "dpo", runs_with_sft).report["shared_prompts"]["worst_noise"] < 0.05
+        return
+    monkeypatch.setattr(attention, "segments", leaking)
+    with pytest.raises(UserError, match="are not those of padded pairs"):
+        run_stage(recipe, "dpo", runs_with_sft)
 
 
 def test_a_layer_that_loses_the_tree_stops_the_run(

@@ -40,6 +40,12 @@ POLL_SECONDS = 0.05
 BUCKET = 2**23  # numbers that are summed at once: 32 MiB in fp32
 
 
+WhenCutOff = Callable[[int, str], object]
+
+
+def _say_nothing(code: int, reason: str) -> None: ...
+
+
 class Ranks:
     """One process alone: it has nobody to tell anything."""
 
@@ -53,10 +59,10 @@ class Ranks:
     def is_alone(self) -> bool:
         return self.size == 1
 
-    def begin(self, facts: dict[str, Any], when_cut_off: Callable[[str], object]) -> dict[str, Any]:
+    def begin(self, facts: dict[str, Any], when_cut_off: WhenCutOff) -> dict[str, Any]:
         """What the first process has to say, {name: JSON}, to all of them, once it may write.
 
-        `when_cut_off` is told why, should this process have to be ended where it hangs.
+        `when_cut_off` is told exit code and reason, should this process have to be ended where it hangs.
         """
         return facts
 
@@ -117,7 +123,7 @@ class LaunchedRanks(Ranks):
 
     def __init__(self, world: World, device: torch.device):
         self.rank, self.size = world.rank, world.size
-        self._when_cut_off: Callable[[str], object] = str
+        self._when_cut_off: WhenCutOff = _say_nothing
         self._world, self._device = world, device
         self._store = _store(world)
         self._meetings = 0
@@ -131,7 +137,7 @@ class LaunchedRanks(Ranks):
 
     # How it begins
 
-    def begin(self, facts: dict[str, Any], when_cut_off: Callable[[str], object]) -> dict[str, Any]:
+    def begin(self, facts: dict[str, Any], when_cut_off: WhenCutOff) -> dict[str, Any]:
         self._when_cut_off = when_cut_off
         if self.is_first:
             self._store.set("begun", json.dumps(facts))
@@ -145,6 +151,7 @@ class LaunchedRanks(Ranks):
         return found
 
     def connect(self) -> None:
+        self.meet()  # a cold disk may keep one of them minutes from importing its libraries
         self._limit = (time.monotonic() + LINK_SECONDS, self._unreachable("no answer"))
         try:
             self._sums = dist.ProcessGroupGloo(
@@ -252,7 +259,10 @@ class LaunchedRanks(Ranks):
         try:
             yield
         except BaseException as error:
-            raise self._as_told(error) from error
+            told = self._as_told(error)
+            if told is error:
+                raise
+            raise told from error
 
     def leave(self) -> None:
         """This process needs the others no more."""
@@ -264,8 +274,12 @@ class LaunchedRanks(Ranks):
                 deadline = time.monotonic() + GRACE_SECONDS
                 while not self._store.check(others) and time.monotonic() < deadline:
                     time.sleep(POLL_SECONDS)
-            for group in {id(group): group for group in (self._gradients, self._sums) if group}.values():
-                group.shutdown()  # else its threads outlive the interpreter, which aborts
+            if self._sums:
+                self._sums.shutdown()  # else its threads outlive the interpreter, which aborts
+        if self._gradients is not self._sums:  # NCCL's end may wait for a process that is no more
+            end = threading.Thread(target=self._gradients.abort, daemon=True, name="ends NCCL")
+            end.start()
+            end.join(GRACE_SECONDS)
         self._gradients = self._sums = None
 
     def _as_told(self, error: BaseException) -> BaseException:
@@ -315,12 +329,12 @@ class LaunchedRanks(Ranks):
     def _watch(self) -> None:
         try:
             end = self._watched(_store(self._world))
-        except RuntimeError:
+        except (RuntimeError, UserError):
             end = End(-1, EXIT_USER, self._store_gone)
         if end is None or self._is_leaving.wait(GRACE_SECONDS):
             return
         with contextlib.suppress(Exception):
-            self._when_cut_off(end.reason)
+            self._when_cut_off(end.code, end.reason)
         if end.rank == self.rank or (end.rank < 0 and self.is_first):
             os.write(2, f"error: {end.reason}\n".encode())
         os._exit(end.code)

@@ -64,7 +64,8 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
             _complete(trainer, order, entry, batch_size, console)
             order.batches = entry.batches
         setattr(trainer, side, order.rows_with_log_probs(trainer.processes))
-        batch_size = order.batches[-1].fitting  # what fitted here is where the next set begins
+        if order.batches:
+            batch_size = order.batches[-1].fitting  # what fitted here is where the next set begins
         orders.append(order)
     trainer.precompute_ref_logps = True
     return Pass(
@@ -119,9 +120,10 @@ class _Order:
             [batch.first for batch in self.batches],
             [batch.second for batch in self.batches],
         )
+        processes.meet()  # what one of them has on disk another may compute for hours
         for column, of_side in zip(self.kind.columns, (first, second), strict=True):
             values = np.empty(len(rows))
-            found = processes.gather(np.concatenate(of_side).tolist())
+            found = processes.gather(np.concatenate([np.empty(0), *of_side]).tolist())
             for indices, of_rank in zip(self.of_all, found, strict=True):
                 values[indices] = of_rank
             rows = rows.add_column(column, values.tolist())

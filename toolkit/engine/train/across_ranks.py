@@ -1,16 +1,18 @@
 """A trainer as one of several processes: its part of each step's rows, and what is summed with the others.
 
-Each process trains as it would alone, in pieces of its own size, and once a step the gradients are summed: that of an
-optimizer step is the mean over the rows (or the trained tokens) of the effective batch, whatever the number of
-processes. The rows of each step, schedule and learning rate are those of one process.
+Each process trains as it would alone, in pieces of its own size, and once a step the gradients are summed, each weighed
+by its part of the trained tokens (or rows): a step's gradient is the mean over the effective batch, whatever the number
+of processes. The rows of each step, schedule and learning rate are those of one process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +70,7 @@ class AcrossRanks(TrainerOfTRL):
     stop: StopOnSignal | None = None
     splits_evaluation = True
     _total_train_tokens: float
+    _loss_of_step: float | torch.Tensor = 0.0
 
     def __init__(self, *args: Any, processes: Ranks = ranks.ALONE, **kwargs: Any):
         self.processes = processes
@@ -106,54 +109,68 @@ class AcrossRanks(TrainerOfTRL):
             return order
         return OwnRows(self._order_of_all(order), self._rows_per_step, self._deal)
 
-    def _share_of_step(self) -> float:
-        """Of the rows of the step that runs, how many are this process's."""
+    def _rows_of_step(self) -> int:
+        """This process's, of the step that runs."""
         num_rows, at_most = len(self.train_dataset), self._rows_per_step
         before: int = self.state.global_step % math.ceil(num_rows / at_most) * at_most
         in_step = min(at_most, num_rows - before)
-        return len(range(self.processes.rank, in_step, self.processes.size)) / in_step
+        return len(range(self.processes.rank, in_step, self.processes.size))
 
     # A step
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As one process would run it; the last of a step also sums its gradients with those of the others.
+
+        The losses that it returns for a step add up to this process's part of the loss of all.
+        """
+        train = super().training_step
         loss: torch.Tensor
         if self.processes.is_alone:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = train(model, inputs, num_items_in_batch)
             return loss
-        self.share_of_step = self._share_of_step()
-        logged, tokens = (
-            {name: list(values) for name, values in self._metrics["train"].items()},
-            self._total_train_tokens,
-        )
-        try:
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        finally:
-            is_stand_in, self.share_of_step = not self.share_of_step, 1.0
-        if is_stand_in:
-            self._metrics["train"].clear()
-            self._metrics["train"].update(logged)
-            self._total_train_tokens = tokens
-        if self.accelerator.sync_gradients:
-            self._sum_gradients()
-        return loss
-
-    def _sum_gradients(self) -> None:
-        """Once a step, and whether a signal has come to one of the processes."""
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.processes.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+        with contextlib.nullcontext() if self._rows_of_step() else self._unlogged():
+            loss = train(model, inputs, num_items_in_batch)
+        if not self.accelerator.sync_gradients:
+            self._loss_of_step = self._loss_of_step + loss
+            return loss
+        before, self._loss_of_step = self._loss_of_step, 0.0
+        weight = self._weight(num_items_in_batch)
+        self._sum_gradients(weight)
         if self.stop:
             self.stop.agree()
+        return (before + loss) * weight - before if weight else loss.new_zeros(())
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        """Trained tokens of the whole step."""
-        own = super()._get_num_items_in_batch(batch_samples, device)
-        if self.processes.is_alone or own is None:
-            return own
-        [total] = self.processes.sum(int(own) if self._share_of_step() else 0)
-        return torch.tensor(int(total), device=device)
+    def _weight(self, num_items_in_batch: Any) -> float:
+        """What this process's mean counts in that of all: its part of the trained tokens where the loss is a mean over
+        those of the step (Unsloth or the Trainer counts them, each process its own), else of the rows. A stand-in: 0.
+        """
+        rows, is_counted = self._rows_of_step(), num_items_in_batch is not None
+        tokens = float(num_items_in_batch) if rows and is_counted else 0.0
+        all_rows, all_tokens, uncounted = self.processes.sum(rows, tokens, not is_counted)
+        return rows / all_rows if uncounted else tokens / all_tokens
+
+    def _sum_gradients(self, weight: float) -> None:
+        """Replaces the gradients by the weighted mean over the processes."""
+        for parameter in self.trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        if weight:
+            torch._foreach_mul_(gradients, weight)
+        else:
+            torch._foreach_zero_(gradients)  # even of one that is no number
+        self.processes.add_up(gradients)
+
+    @contextlib.contextmanager
+    def _unlogged(self) -> Iterator[None]:
+        """What trains in the block leaves nothing in the log, but how many tokens there were before."""
+        log, tokens = self._metrics["train"], self._total_train_tokens
+        self._metrics["train"] = defaultdict(list)
+        try:
+            yield
+        finally:
+            self._metrics["train"], self._total_train_tokens = log, tokens
+            log["num_tokens"] = [tokens]
 
     # What is logged
 
@@ -166,7 +183,7 @@ class AcrossRanks(TrainerOfTRL):
                 if name in logs:
                     [logs[name]] = self.processes.sum(logs[name])
             mode = "train" if self.model.training else "eval"
-            merged = merge(self.processes.gather(dict(self._metrics[mode])))
+            merged = merge(self.processes.gather(dict(self._metrics[mode])), same_batches=mode == "train")
             self._metrics[mode].clear()
             self._metrics[mode].update(merged)
         super().log(logs, start_time)
@@ -242,6 +259,8 @@ class AcrossRanks(TrainerOfTRL):
 
     def check_equal(self) -> None:
         """Raises UserError unless the trained weights are the same, bit for bit, in all processes."""
+        if self.processes.is_alone:
+            return
         trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         found = self.processes.gather(fingerprint(trained))
         if apart := [rank for rank, value in enumerate(found) if value != found[0]]:
@@ -260,6 +279,8 @@ class GroupsAcrossRanks(AcrossRanks):
         False  # the dice of a held-out completion do not depend on who throws them: all make all of them
     )
     averages_rows: bool
+    _evaluates: bool
+    _completion_tokens = 1.0  # of the probe, which generates nothing
 
     def _order_of_all(self, order: Any) -> Any:
         order.batch_size *= self.processes.size  # prompts of a step
@@ -269,27 +290,33 @@ class GroupsAcrossRanks(AcrossRanks):
         own = len(step) // self.processes.size
         return step[self.processes.rank * own :][:own]
 
-    def _share_of_step(self) -> float:
-        return 1 / self.processes.size if self.averages_rows else 1.0
+    def _rows_of_step(self) -> int:
+        return self._rows_per_step // self.processes.size  # what does not fill a step is left out
+
+    def _weight(self, num_items_in_batch: Any) -> float:
+        own = (
+            1.0 if self.averages_rows else self._completion_tokens
+        )  # GRPO's mean is over the tokens of the step
+        return own / self.processes.sum(own)[0]
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         found = super()._generate_and_score_completions(inputs)
-        if "num_items_in_batch" in found and self.model.training and not self.processes.is_alone:
-            [total] = self.processes.sum(
-                float(found["num_items_in_batch"])
-            )  # GRPO divides by the step's tokens
-            found["num_items_in_batch"] = torch.full_like(found["num_items_in_batch"], int(total))
+        if not self._evaluates and "num_items_in_batch" in found and not self.processes.is_alone:
+            self._completion_tokens = float(found["num_items_in_batch"])
         return found
 
 
-def merge(logged: list[dict[str, list[float]]]) -> dict[str, list[float]]:
-    """What TRL would have kept between two logs, had one process run all micro-batches."""
+def merge(logged: list[dict[str, list[float]]], same_batches: bool) -> dict[str, list[float]]:
+    """What TRL would have kept between two logs, had one process run all micro-batches.
+
+    `same_batches`: the n-th micro-batches of the processes are parts of one, else each is whole.
+    """
     merged: dict[str, list[float]] = {}
     for name in dict.fromkeys(itertools.chain.from_iterable(logged)):
         found = [one[name] for one in logged if one.get(name)]
         if name == "num_tokens":  # a running total, of each process its own
             merged[name] = [sum(values[-1] for values in found)]
-        elif extreme := EXTREMES.get(name.rpartition("/")[2].partition("_")[0]):
+        elif same_batches and (extreme := EXTREMES.get(name.rpartition("/")[2].partition("_")[0])):
             merged[name] = [extreme(values) for values in zip(*found, strict=False)]
         else:
             merged[name] = list(itertools.chain.from_iterable(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ from rich.markup import escape
 from toolkit import env, hardware
 from toolkit.engine.base import model, oom, vram
 from toolkit.engine.train import checkpoints
-from toolkit.errors import Interrupted, UserError
+from toolkit.errors import UserError, exit_code
 from toolkit.files import write_text
 from toolkit.memory.plan import Settings
 from toolkit.recipe.stages import BASE
 from toolkit.records.run_manifest import PlanMade
 from toolkit.redaction import blanked, redacted
-from toolkit.report import run_page, run_record
+from toolkit.report import on_finish, run_page, run_record
 from toolkit.run import changes, manifest, runlog
 from toolkit.run.rundir import EVENTS, PROCESSES, RunDir
 from toolkit.training.job import Job
@@ -62,12 +63,23 @@ def begin(job: Job) -> Path | None:
     return checkpoint
 
 
-def tell_others(job: Job, checkpoint: Path | None) -> None:
+def _cut_off(job: Job, started: float, code: int, reason: str) -> None:
+    """What is left to do for a run whose first process hangs and is about to be ended."""
+    ended = "interrupted" if code > 128 else "failed"
+    with contextlib.suppress(OSError, UserError):
+        _end(job.run, started, ended, redacted(reason))
+    _write_report(job, {"outcome": ended, "reason": redacted(reason)})
+    on_finish.tell(ended, reason, job.console)
+
+
+def tell_others(job: Job, checkpoint: Path | None, started: float) -> None:
     """The other processes may begin: with these settings, at this checkpoint."""
+    if job.processes.is_alone:
+        return
     facts = {"settings": asdict(job.plan.settings), "checkpoint": checkpoint and checkpoint.name}
     job.processes.begin(
         _alike(job) | facts | {"begun": _begun(job.run)},
-        when_cut_off=lambda reason: job.run.record({"outcome": "failed", "reason": reason}),
+        when_cut_off=functools.partial(_cut_off, job, started),
     )
 
 
@@ -77,7 +89,7 @@ def hear_first(job: Job) -> tuple[Job, Path | None]:
     Raises UserError where the two do not train the same, or do not see the same directory.
     """
     run = job.run
-    first, own = job.processes.begin({}, when_cut_off=str), _alike(job)
+    first, own = job.processes.begin({}, when_cut_off=lambda code, reason: None), _alike(job)
     here = f"in process {job.world.rank} on {socket.gethostname()}"
     if different := [found for what in own for found in changes.apart(what, first[what], own[what])]:
         raise UserError(
@@ -122,7 +134,7 @@ def outcome(job: Job, started: float) -> Iterator[None]:
         yield
     except BaseException as error:
         runlog.failure(error)
-        ended = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+        ended = "interrupted" if exit_code(error) > 128 else "failed"  # by a signal
         reason = redacted(str(error)) or type(error).__name__
         with contextlib.suppress(OSError, UserError):  # a full or emptied disk must not hide the error itself
             _end(job.run, started, ended, reason)

@@ -99,7 +99,6 @@ class OutOfMemoryRecovery(TrainerOfTRL):
     """
 
     data_collator: Any
-    share_of_step = 1.0  # of the rows of a step, where other processes have the rest (across_ranks.py)
     _total_train_tokens: float
 
     def __init__(
@@ -134,10 +133,11 @@ class OutOfMemoryRecovery(TrainerOfTRL):
             # Unsloth's SFT trainer for GPUs leaves TRL's count out; ours needs no number from the card.
             self._total_train_tokens += sum(map(fed_tokens, rows.rows))
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        share = self._share * self.share_of_step
-        if num_items_in_batch is not None:  # the loss is a share of the step's tokens already
-            share = float(share > 0)
-        return loss if share == 1.0 else loss * share
+        if (
+            self._share != 1.0 and num_items_in_batch is None
+        ):  # else the loss is a share of the window's tokens
+            loss = loss * self._share
+        return loss
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Gradients and loss of one micro-batch, at once or in pieces."""
@@ -218,13 +218,13 @@ class OutOfMemoryRecovery(TrainerOfTRL):
         return loss if isinstance(loss, oom.OutOfMemory) else Piece(rows, loss, logged, weights)
 
     @cached_property
-    def _trained(self) -> list[torch.nn.Parameter]:
+    def trained(self) -> list[torch.nn.Parameter]:
         """The trainable parameters; found once, because the walk over an 8B model takes milliseconds."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _undoable(self, mode: str, work: Callable[[], torch.Tensor]) -> tuple[Any, dict[str, list[float]]]:
         """(loss, what TRL logged of it); after OutOfMemory gradients, RNG and counters are as before."""
-        trained = self._trained if mode == "train" else []
+        trained = self.trained if mode == "train" else []
         before = [parameter.grad for parameter in trained]
         for parameter in trained:
             parameter.grad = None

@@ -62,7 +62,7 @@ def _lead(job: Job, build: BuildTrainer, stop: StopOnSignal) -> RunReport:
         for note in notes:
             job.console.print(f"[yellow]{escape(note)}[/]")
         with attempt.outcome(job, started), quiet(), job.processes.as_one():
-            attempt.tell_others(job, checkpoint)
+            attempt.tell_others(job, checkpoint, started)
             report = _train(job, build, checkpoint, stop, started)
         stop.check()  # a signal that cost the answers alone; what stands behind && must not start for it
         return report
@@ -102,6 +102,11 @@ def _train(
         prepared.report.write(run.data_report)
     prepared.train = in_order(prepared.train, section, recipe.seed)
     rows = _identify(job, prepared)
+
+    if len(prepared.train) < processes.size:
+        raise UserError(
+            f"{len(prepared.train)} rows cannot be dealt to {processes.size} processes that need one each: start fewer"
+        )
 
     trainer = build(job, loaded, prepared)
     steps = schedule.num_steps(section, len(trainer.train_dataset))
