@@ -178,7 +178,7 @@ def _plan(recipe: Recipe, run: RunDir, machine: hardware.Hardware, arguments: ar
 @contextmanager
 def importing(console: Console) -> Iterator[None]:
     """Shows that the libraries are being loaded; it takes seconds, on a cold disk a minute."""
-    with bar(console, "loading PyTorch and Unsloth", None):
+    with bar(console, "loading PyTorch and Unsloth", None), process.without_collecting():
         yield
 
 
