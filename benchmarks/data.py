@@ -5,8 +5,8 @@
 Same file, chat template, tokenizer (128k tokens) and max_length on both sides; every measurement is a process of its
 own, with as many threads as each side takes by itself, and the sides alternate. Two spans are timed: `prepare`, from
 rows in Arrow to tokenised, masked and cut rows in Arrow, and `whole`, from the JSONL file on, in CPU seconds, which
-other work on the machine hardly changes, and by the clock on the wall. `tokenizer` is the part of `prepare` within the
-tokenizer's own call: were all the rest free, ours could be no faster. Ours also checks turns, removes duplicates,
+other work on the machine hardly changes, and by the clock on the wall. `tokenizer` is the tokenizer alone on
+the same texts: were all the rest free, ours could be no faster. Ours also checks turns, removes duplicates,
 accounts for every row and, in `whole`, keeps the result for the next start. TRL runs its own
 `SFTTrainer._prepare_dataset` twice:
 
@@ -127,14 +127,15 @@ def measure_ours(rows: Path, tokenizer: Path) -> dict[str, Any]:
     from toolkit.engine.data import preparation
 
     loaded, recipe = loaded_from(tokenizer, TEMPLATE.read_text()), recipe_for(rows)
-    in_tokenizer = _watch_tokenizer()
+    batches = _watch_tokenizer()
     started = _now()
     masking = preparation.masking_of(recipe.section("sft"), loaded)
     folder = Path(os.environ["XDG_CACHE_HOME"]) / "prepare"
     [(pool, selection)] = preparation.select(recipe, recipe.section("sft"), "chat", folder).values()
     begun = _now()
     account = preparation.encode(masking, "chat", pool, selection, folder / "rows")
-    spans = _spans(started, begun) | {"tokenizer": sum(in_tokenizer, np.zeros(2)).tolist()}
+    spans = _spans(started, begun)
+    spans["tokenizer"] = _tokenizer_alone(masking.tokenizer, batches).tolist()
     return spans | {"tokens": account.num_tokens, "trained": account.num_trained_tokens}
 
 
@@ -148,20 +149,29 @@ def _spans(started: Any, begun: Any) -> dict[str, Any]:
     return {"prepare": (now - begun).tolist(), "whole": (now - started).tolist()}
 
 
-def _watch_tokenizer() -> list[Any]:
-    """What each later call of the tokenizer takes, CPU and wall."""
+def _watch_tokenizer() -> list[list[str]]:
+    """The batches of texts that the tokenizer gets from now on."""
     from toolkit.data.masking import Masking
 
-    encode, taken = Masking._encode, []
+    encode, batches = Masking._encode, []
 
-    def timed(self: Masking, texts: list[str]) -> Any:
+    def watched(self: Masking, texts: list[str]) -> Any:
+        batches.append(texts)
+        return encode(self, texts)
+
+    Masking._encode = watched  # type: ignore[method-assign]
+    return batches
+
+
+def _tokenizer_alone(tokenizer: Any, batches: list[list[str]]) -> Any:
+    from toolkit import env
+    from toolkit.data.masking import bare
+
+    with env.tokenizer_threads(), bare(tokenizer):
         before = _now()
-        found = encode(self, texts)
-        taken.append(_now() - before)
-        return found
-
-    Masking._encode = timed  # type: ignore[method-assign]
-    return taken
+        for texts in batches:
+            tokenizer.encode_batch(texts, add_special_tokens=False)
+        return _now() - before
 
 
 def measure_trl(rows: Path, tokenizer: Path, masked: bool) -> dict[str, Any]:
