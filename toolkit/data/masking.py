@@ -270,7 +270,7 @@ class Masking:
     def _encode(self, texts: list[str]) -> list[Encoding]:
         if not texts:
             return []
-        with bare(self.tokenizer):
+        with _bare(self.tokenizer):
             return self.tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def _chat(self, encoding: Encoding, spans: list[Span]) -> TokenizedChat | Reason:
@@ -329,17 +329,13 @@ def _tokens(encoding: Encoding, span: Span) -> Span:
 
 
 @contextmanager
-def bare(tokenizer: Tokenizer) -> Iterator[None]:
+def _bare(tokenizer: Tokenizer) -> Iterator[None]:
     """Without truncation and padding, which transformers leaves switched on, and without a post-processor.
 
-    The byte-level one trims spaces off the offsets, so that a token of nothing else would belong to no reply. Within
-    such a block another one changes nothing, so that threads may encode, which a change of settings would break off.
+    The byte-level one trims spaces off the offsets, so that a token of nothing else would belong to no reply.
     """
     truncation, padding = tokenizer.truncation, tokenizer.padding
     post_processor, as_text = tokenizer.post_processor, tokenizer.encode_special_tokens
-    if not (truncation or padding or post_processor or as_text):
-        yield
-        return
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.post_processor = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from toolkit.data.masking import (
     TokenizedLabelled,
     TokenizedPair,
     TokenizedPrompt,
-    bare,
 )
 from toolkit.data.reasons import Reason
 from toolkit.data.selection import LEAKS, Selection, Step
@@ -212,35 +210,34 @@ def _sides(recipe: Recipe, section: StageSection, kind: RowKind, masking: Maskin
 def encode(masking: Masking, kind: RowKind, pool: Pool, selection: Selection, folder: Path) -> Accounting:
     """Tokenises the selected rows into an Arrow file in `folder`, in their order; returns what became of each.
 
-    In this process alone: no worker is left behind by a kill or has to be told of a signal. The larger part of the
-    work is the tokenizer's, on all cores and outside the interpreter, where it waits for no other thread: of two
-    batches one is there while Python has the other.
+    In this process alone: the tokenizer's own threads take the larger part of the work, and no worker is left behind
+    by a kill or has to be told of a signal.
     """
     folder.mkdir(parents=True)
-    rows = pool.rows.select(selection.rows).with_format("arrow")
+    accounts: list[Accounting] = []
 
-    def encode_batch(start: int) -> tuple[pyarrow.Table, Accounting]:
-        batch = rows[start : start + BATCH]
+    def encode_batch(batch: pyarrow.Table) -> pyarrow.Table:
         items: Any = [load_item(text) for text in batch["item"].to_pylist()]
-        results = masking.tokenize(kind, items)
+        with env.tokenizer_threads():
+            results = masking.tokenize(kind, items)
         sets = batch["set"].to_pylist()
-        account = Accounting.of(results, places_of(pool.sets, sets, batch["row"].to_pylist()))
+        accounts.append(Accounting.of(results, places_of(pool.sets, sets, batch["row"].to_pylist())))
         sources = [
             own or pool.sets[which] for own, which in zip(batch["source"].to_pylist(), sets, strict=True)
         ]
-        return _table(kind, results, sources), account
+        return _table(kind, results, sources)
 
-    accounts = []
-    with (
-        pyarrow.OSFile(str(folder / "rows.arrow"), "wb") as file,
-        pyarrow.ipc.new_stream(file, _features(kind).arrow_schema) as writer,
-        env.tokenizer_threads(),
-        bare(masking.tokenizer),
-        ThreadPoolExecutor(2) as threads,
-    ):
-        for table, account in threads.map(encode_batch, range(0, len(rows), BATCH)):
-            writer.write_table(table)
-            accounts.append(account)
+    if selection.rows:
+        pool.rows.select(selection.rows).with_format("arrow").map(
+            encode_batch,
+            batched=True,
+            batch_size=BATCH,
+            remove_columns=pool.rows.column_names,
+            features=_features(kind),
+            cache_file_name=str(folder / "rows.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint="0" * 16,  # else the whole tokenizer is hashed
+        )
     return sum(accounts, Accounting())
 
 
