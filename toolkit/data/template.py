@@ -157,7 +157,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def _compile(source: str) -> jinja2.Template:
     try:
         template = _environment().from_string(source)
-        # Each render copies them: of Jinja's own ChainMap, which looks every key up anew, that is half of its time
+        # Each render copies them, half of its time with Jinja's own ChainMap, which looks every key up anew
         template.globals = dict(template.globals)
         return template
     except jinja2.TemplateSyntaxError as error:
