@@ -1,5 +1,6 @@
 """The scripts as a user meets them: options, plans, mistakes. None of it needs torch."""
 
+import gc
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.conftest import ROOT
 from toolkit import cli, env
@@ -208,6 +210,16 @@ def test_no_shell_gets_a_traceback(command: str, code: int) -> None:
 
 def test_brackets_in_a_path_are_shown_as_they_are() -> None:
     assert "x[/b]/tiny" in mistake("report", "--recipe", "tiny", "--runs", "/nowhere/[red]x[/b]")
+
+
+def test_libraries_are_imported_without_the_garbage_collector_which_then_leaves_them_alone() -> None:
+    try:
+        with pytest.raises(ImportError), cli.importing(Console(quiet=True)):
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() and gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
 
 
 def test_memory_that_runs_out_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:

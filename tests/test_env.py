@@ -19,7 +19,9 @@ print(json.dumps([env.prepare("max_split_size_mb:128", False).to_dict(),
 
 def run(code: str, **exported: str) -> subprocess.CompletedProcess[str]:
     clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTORCH_", "UNSLOTH_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTORCH_", "UNSLOTH_", "TOKENIZERS_"))
     }
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**clean, **exported}, capture_output=True, text=True
@@ -75,3 +77,18 @@ def test_the_loss_chunk_reaches_the_fused_head_on_a_gpu_alone_and_an_exported_on
     assert json.loads(run(code.format(True)).stdout) == ["0.5", None, "0"]
     assert json.loads(run(code.format(False)).stdout) == [None, None, None]
     assert json.loads(run(code.format(True), UNSLOTH_LOGPROB_CHUNK_GB="2").stdout) == ["2", None, "0"]
+
+
+@pytest.mark.parametrize(("exported", "inside"), [({}, "true"), ({"TOKENIZERS_PARALLELISM": "0"}, "0")])
+def test_the_tokenizer_has_threads_only_where_it_is_given_them_unless_a_setting_was_exported(
+    exported: dict[str, str], inside: str
+) -> None:
+    code = (
+        "import os; from toolkit import env; env.prepare('a', False); name = env.TOKENIZER_THREADS\n"
+        "os.environ.setdefault(name, 'false')  # as Unsloth's import does\n"
+        "before = os.environ[name]\n"
+        "with env.tokenizer_threads(): print(os.environ[name])\n"
+        "assert os.environ[name] == before"
+    )
+    done = run(code, **exported)
+    assert (done.returncode, done.stdout.strip()) == (0, inside), done.stderr

@@ -221,7 +221,7 @@ def silent(unless: bool) -> Iterator[None]:
 @contextmanager
 def importing(console: Console) -> Iterator[None]:
     """Shows that the libraries are being loaded; it takes seconds, on a cold disk a minute."""
-    with bar(console, "loading PyTorch and Unsloth", None):
+    with bar(console, "loading PyTorch and Unsloth", None), process.without_collecting():
         yield
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +28,10 @@ LOSS_CHUNK_VARIABLE = "UNSLOTH_LOGPROB_CHUNK_GB"
 # engine/base/ranks.py: libraries that see these variables wrap models, split rows and average in ways of their own.
 LAUNCHERS = ("TORCHELASTIC_", "ACCELERATE_", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_")
 
+TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"  # read at every batch
+
 _prepared: Environment | None = None
+_exported_threads: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def prepare(
     Raises UserError naming
     the offender when torch or a library that imports it is already loaded.
     """
-    global _prepared
+    global _prepared, _exported_threads
     if _prepared is not None:
         return _prepared
     loaded = [name for name in TOO_LATE if name in sys.modules]
@@ -117,6 +122,7 @@ def prepare(
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    _exported_threads = os.environ.get(TOKENIZER_THREADS)
     _prepared = Environment(variable, value, exported or "recipe")
     return _prepared
 
@@ -125,6 +131,23 @@ def require_prepared() -> Environment:
     """The prepared environment; an error of ours when `prepare` has not run."""
     assert _prepared is not None, "toolkit.engine was imported before toolkit.env.prepare()"
     return _prepared
+
+
+@contextmanager
+def tokenizer_threads() -> Iterator[None]:
+    """Lets the tokenizer encode a batch on all cores, which Unsloth's import switches off; an exported setting wins.
+
+    Only inside: a process that is forked with it on has none of the threads, and would wait for them.
+    """
+    before = os.environ.get(TOKENIZER_THREADS)
+    os.environ[TOKENIZER_THREADS] = _exported_threads or "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TOKENIZER_THREADS]
+        else:
+            os.environ[TOKENIZER_THREADS] = before
 
 
 def cache_folder() -> Path:

@@ -53,14 +53,20 @@ def redacted(text: str) -> str:
 
 def blanked(value: Any) -> Any:
     """The same text, or tree of dicts and lists, without what is a secret; under IDENTITY keys as `marked`."""
+    return _without(_of_environment(), value)
+
+
+def _without(secrets: list[str], value: Any) -> Any:
     if isinstance(value, str):
-        for secret in _of_environment():
+        for secret in secrets:
             value = value.replace(secret, BLANK)
         return SHAPES.sub(BLANK, value)
     if isinstance(value, dict):
-        return {key: marked(item) if key in IDENTITY else blanked(item) for key, item in value.items()}
+        return {
+            key: marked(item) if key in IDENTITY else _without(secrets, item) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [blanked(item) for item in value]
+        return [_without(secrets, item) for item in value]
     return value
 
 

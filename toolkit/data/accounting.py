@@ -4,7 +4,7 @@ Accountings add up, so each batch of a preparation makes its own: `sum(parts, Ac
 """
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +54,7 @@ class Accounting:
         read = used = cut = num_tokens = num_trained = 0
         first_rows: dict[Reason, list[Place]] = {}
         dropped: Counter[Reason] = Counter()
-        lengths: dict[str, Counter[int]] = {}
+        lengths: defaultdict[str, Counter[int]] = defaultdict(Counter)
         for place, result in zip(itertools.count(1) if places is None else places, results, strict=False):
             read += 1
             if isinstance(result, Reason):
@@ -67,9 +67,9 @@ class Accounting:
             num_tokens += tokens
             num_trained += trained
             for name, size in sizes.items():
-                lengths.setdefault(name, Counter())[size] += 1
+                lengths[name][size] += 1
         lowest = {reason: _lowest(rows) for reason, rows in first_rows.items()}
-        return cls(read, used, cut, num_tokens, num_trained, dropped, lowest, lengths)
+        return cls(read, used, cut, num_tokens, num_trained, dropped, lowest, dict(lengths))
 
     def __add__(self, other: "Accounting") -> "Accounting":
         reasons = {*self.first_rows, *other.first_rows}

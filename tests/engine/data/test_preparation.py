@@ -19,7 +19,8 @@ from rich.console import Console
 from tests.conftest import ROOT
 from tests.engine.conftest import held_out_pairs
 from tests.small_tokenizers import byte_level
-from toolkit.data.masking import IGNORE_INDEX
+from toolkit import env
+from toolkit.data.masking import IGNORE_INDEX, Masking
 from toolkit.data.template import ChatTemplate, read_template
 from toolkit.engine.data import cache as row_cache
 from toolkit.engine.data import preparation
@@ -236,6 +237,22 @@ def test_however_many_rows_no_process_is_started_that_a_kill_could_leave_behind(
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("a process was started"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     assert prepare(recipe).report.used == 10_000
+
+
+def test_the_tokenizer_has_all_cores_while_it_encodes_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, seen = Masking.tokenize, []
+
+    def watched(self: Masking, kind: Any, items: Any) -> Any:
+        seen.append(os.environ[env.TOKENIZER_THREADS])
+        return tokenize(self, kind, items)
+
+    monkeypatch.setattr(Masking, "tokenize", watched)
+    monkeypatch.setattr(env, "_exported_threads", None)
+    monkeypatch.setenv(env.TOKENIZER_THREADS, "false")  # as Unsloth's import leaves it
+    prepare(recipe_of("sft", write(tmp_path / "a.jsonl", CHATS)))
+    assert seen == ["true"] and os.environ[env.TOKENIZER_THREADS] == "false"
 
 
 def test_the_rows_do_not_depend_on_the_device() -> None:

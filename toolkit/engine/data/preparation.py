@@ -19,6 +19,7 @@ from datasets import Dataset, Features, List, Value
 from rich.console import Console
 from rich.markup import escape
 
+from toolkit import env
 from toolkit.console.screen import bar
 from toolkit.data.accounting import Accounting
 from toolkit.data.masking import (
@@ -217,7 +218,8 @@ def encode(masking: Masking, kind: RowKind, pool: Pool, selection: Selection, fo
 
     def encode_batch(batch: pyarrow.Table) -> pyarrow.Table:
         items: Any = [load_item(text) for text in batch["item"].to_pylist()]
-        results = masking.tokenize(kind, items)
+        with env.tokenizer_threads():
+            results = masking.tokenize(kind, items)
         sets = batch["set"].to_pylist()
         accounts.append(Accounting.of(results, places_of(pool.sets, sets, batch["row"].to_pylist())))
         sources = [
