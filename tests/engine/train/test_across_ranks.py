@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 from tests.engine import ranks
 from tests.engine.conftest import FEW_ROWS, STEPS, Stage, once, run_stage, tiny, wait_for, weights
 from tests.engine.train.test_rl import FEW as FEW_RL
+from tests.engine.train.test_rl import beside_sft
 from toolkit.engine.train.across_ranks import AcrossRanks, OwnRows, merge
 from toolkit.run.rundir import RunDir
 
@@ -128,9 +129,9 @@ def test_one_of_them_without_a_row_in_a_step(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_two_processes_train_dpo_as_one_does(sft: Stage, dpo: Stage, tmp_path: Path) -> None:
     """The reference is computed once, half by each, and proved by both."""
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "sft").symlink_to(sft.run.path)
-    scripts = ranks.start("dpo", tmp_path, "dpo.learning_rate=5e-3", "dpo.per_device_eval_batch_size=96")
+    scripts = ranks.start(
+        "dpo", beside_sft(sft, tmp_path), "dpo.learning_rate=5e-3", "dpo.per_device_eval_batch_size=96"
+    )
     assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
     run = tmp_path / "tiny" / "dpo"
     assert apart(run, dpo.run.path) < NEAR
@@ -170,7 +171,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(undisturbed: Path, tmp_p
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.campaign), 1])
 def test_a_killed_process_ends_the_other_and_the_same_command_continues(
     who: int, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -242,25 +243,22 @@ def test_processes_that_were_started_otherwise_are_refused(
 
 
 @pytest.mark.long
-def test_a_reward_model_and_learning_from_rewards(sft: Stage, tmp_path: Path) -> None:
-    (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / "sft").symlink_to(sft.run.path)
+def test_two_processes_train_a_reward_model_as_one_does(sft: Stage, tmp_path: Path) -> None:
     few = ("reward.max_steps=3", "reward.learning_rate=1e-3")
-    scripts = ranks.start("reward", tmp_path, *few)
+    one = run_stage(tiny(*few), "reward", beside_sft(sft, tmp_path / "one"))
+    scripts = ranks.start("reward", beside_sft(sft, tmp_path / "two"), *few)
     assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
-    (tmp_path / "one" / "tiny").mkdir(parents=True)
-    (tmp_path / "one" / "tiny" / "sft").symlink_to(sft.run.path)
-    one = run_stage(tiny(*few), "reward", tmp_path / "one")
-    assert apart(tmp_path / "tiny" / "reward", one.run.path) < NEAR
-    for algorithm in ("rloo", "grpo"):
-        scripts = ranks.start(
-            "rl", tmp_path, *FEW_RL, f"rl.algorithm={algorithm}", options=("--name", algorithm)
-        )
-        assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
-        run = tmp_path / "tiny" / f"rl-{algorithm}"
-        first = lines(run)[0]
-        assert first["kl"] == 0 and first["grad_norm"] > 0
-        assert len([line for line in lines(run) if "loss" in line]) == 4
+    assert apart(tmp_path / "two" / "tiny" / "reward", one.run.path) < NEAR
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("rloo", marks=pytest.mark.campaign)])
+def test_two_processes_learn_from_rewards(algorithm: str, sft: Stage, tmp_path: Path) -> None:
+    """Each makes its own prompts' completions, so the run is another than one process's; it starts where that does."""
+    scripts = ranks.start("rl", beside_sft(sft, tmp_path), *FEW_RL, f"rl.algorithm={algorithm}")
+    assert ranks.end(scripts) == [0, 0], ranks.said(scripts)
+    steps = [line for line in lines(tmp_path / "tiny" / "rl") if "loss" in line]
+    assert len(steps) == 4 and steps[0]["kl"] == 0 and steps[0]["grad_norm"] > 0
 
 
 @pytest.mark.long

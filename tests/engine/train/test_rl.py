@@ -46,7 +46,7 @@ def done(sft: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 def beside_sft(sft: Stage, runs: Path) -> Path:
     if not (runs / "tiny").exists():
-        (runs / "tiny").mkdir()
+        (runs / "tiny").mkdir(parents=True)
         (runs / "tiny" / "sft").symlink_to(sft.run.path)
     return runs
 
