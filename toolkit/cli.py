@@ -129,16 +129,17 @@ def start(stage: str, doc: str) -> Job | None:
     parser = stage_options(doc)
     with silent(unless=here.is_first):  # the first process says what is wrong with the options
         arguments = parser.parse_args()
-    if not here.is_first and (arguments.plan or arguments.preview):
-        return None
+    if not here.is_first:
+        if arguments.plan or arguments.preview:
+            return None
+        arguments.on_finish = None
     for option in ("json", "gpu", "world"):
         if getattr(arguments, option) and not arguments.plan:
             parser.error(f"--{option} goes with --plan")  # as argparse says other mistakes: exit code 2
-    if here.is_first and not (arguments.plan or arguments.preview):
+    if not (arguments.plan or arguments.preview):
         on_finish.ask(arguments.on_finish)  # a recipe that cannot be read is told, too
-    console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview))
-    if not here.is_first:
-        console = Screen(file=Steady(None))
+    shown = {} if here.is_first else {"file": Steady(None)}
+    console = Screen(quiet=arguments.quiet and not (arguments.plan or arguments.preview), **shown)
     if arguments.price:
         arguments.set.append(f"memory.price_per_hour={arguments.price}")
     recipe = load(arguments.recipe, tuple(arguments.set))
@@ -153,7 +154,7 @@ def start(stage: str, doc: str) -> Job | None:
     if arguments.preview:
         _preview(recipe, run, arguments.preview, console)
         return None
-    if here.is_first and not arguments.plan:
+    if not arguments.plan:
         on_finish.ask(arguments.on_finish, lambda: on_finish.of_run(run))
     machine = hardware.here()
     size = arguments.world or here.size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import os
 import select
 import socket
@@ -29,7 +30,7 @@ from toolkit import world as processes
 from toolkit.errors import EXIT_USER, EndedByAnother, Interrupted, UserError, exit_code
 from toolkit.world import World
 
-CONNECT_SECONDS, BEGIN_SECONDS, LINK_SECONDS = 60, 1800, 180
+CONNECT_SECONDS, BEGIN_SECONDS, LINK_SECONDS = 60, 600, 180
 LONGEST_STEP = timedelta(
     hours=1
 )  # that one process waits for another in a sum; the dead are noticed otherwise
@@ -86,8 +87,8 @@ class Ranks:
     def agree(self, what: str, value: Any) -> None:
         """Raises UserError naming the processes that have another value than the first."""
 
-    def meet(self) -> None:
-        """Waits until all are here, however long; a signal ends it."""
+    def meet(self, seconds: float = math.inf) -> None:
+        """Waits until all are here; a signal ends it. Raises UserError when they are not after so many seconds."""
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -151,7 +152,7 @@ class LaunchedRanks(Ranks):
         return found
 
     def connect(self) -> None:
-        self.meet()  # a cold disk may keep one of them minutes from importing its libraries
+        self.meet(BEGIN_SECONDS)  # a cold disk may keep one of them minutes from importing its libraries
         self._limit = (time.monotonic() + LINK_SECONDS, self._unreachable("no answer"))
         try:
             self._sums = dist.ProcessGroupGloo(
@@ -228,11 +229,11 @@ class LaunchedRanks(Ranks):
                 f"{'; '.join(others[:4])}"
             )
 
-    def meet(self) -> None:
+    def meet(self, seconds: float = math.inf) -> None:
         self._meetings += 1
         key = f"meeting/{self._meetings}"
         self._store.add(key, 1)
-        self._wait(lambda: self._store.add(key, 0) == self.size)
+        self._wait(lambda: self._store.add(key, 0) == self.size, seconds, "not all processes came together")
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -242,7 +243,7 @@ class LaunchedRanks(Ranks):
                 yield
             self.meet()
 
-    def _wait(self, happened: Callable[[], bool], seconds: float = float("inf"), late: str = "") -> None:
+    def _wait(self, happened: Callable[[], bool], seconds: float, late: str) -> None:
         """In Python, so that a signal is heard."""
         deadline = time.monotonic() + seconds
         while not happened():

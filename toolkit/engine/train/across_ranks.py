@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 else:
     TrainerOfTRL = object
 
+LOSSES = {"loss", "train_loss"}  # of which each process logs its part
 RNG = "rng_state.pth"  # the Trainer's name for it, of one process
 Deal = Callable[[list[int]], Sequence[int]]  # (rows of a step) -> those of this process
 
@@ -176,12 +177,8 @@ class AcrossRanks(TrainerOfTRL):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if not self.processes.is_alone:
-            for name in (
-                "loss",
-                "train_loss",
-            ):  # each process has the sum over its own rows, as a share of the step
-                if name in logs:
-                    [logs[name]] = self.processes.sum(logs[name])
+            for name in sorted(LOSSES & logs.keys()):
+                [logs[name]] = self.processes.sum(logs[name])
             mode = "train" if self.model.training else "eval"
             merged = merge(self.processes.gather(dict(self._metrics[mode])), same_batches=mode == "train")
             self._metrics[mode].clear()
@@ -194,11 +191,9 @@ class AcrossRanks(TrainerOfTRL):
         """Batch by batch in turn, batched as one process would."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if not self.processes.is_alone and self.splits_evaluation:
-            size, (rank, num) = (
-                self.args.per_device_eval_batch_size,
-                (self.processes.rank, self.processes.size),
-            )
-            rows = rows.select([row for row in range(len(rows)) if row // size % num == rank])
+            batches = _cut(list(range(len(rows))), self.args.per_device_eval_batch_size)
+            own = batches[self.processes.rank :: self.processes.size]
+            rows = rows.select(list(itertools.chain.from_iterable(own)))
         return super().get_eval_dataloader(rows)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
