@@ -17,12 +17,12 @@ def start(
     size: int = 2,
     options: Sequence[str] = (),
     last: Sequence[str] = (),
-    through: Sequence[str] = (),
-    all_through: Sequence[str] = (),
+    in_all: Sequence[str] = (),
+    in_last: Sequence[str] = (),
 ) -> list[Script]:
     """`size` processes of run_<stage>.py; the last one has options of its own (`last`) beside the others'.
 
-    `through` are the words of a module that runs the script in the last process, `all_through` in all of them.
+    `in_all` are circumstances of tests.engine.driven in which they run, `in_last` others of the last process.
     """
     port = _free_port()
     words = [word for override in (*FEW_ROWS, *overrides) for word in ("--set", override)]
@@ -31,7 +31,9 @@ def start(
     scripts = []
     for rank in range(size):
         is_last = rank == size - 1
-        script = list((through if is_last else ()) or all_through) or [str(ROOT / f"run_{stage}.py")]
+        circumstances = [*in_all, *(in_last if is_last else ())]
+        driven = ["tests.engine.driven", ",".join(circumstances), stage]
+        script = driven if circumstances else [str(ROOT / f"run_{stage}.py")]
         world = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         environ = {name: str(value) for name, value in world.items()}
         environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}

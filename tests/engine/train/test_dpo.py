@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,8 +225,8 @@ def test_the_reference_is_kept_outside_the_prepared_rows(
 def test_rows_that_the_trainer_would_read_otherwise_than_they_were_prepared_stop_the_run(
     runs_with_sft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swapped(order: precompute._Order) -> Dataset:
-        rows = add(order)
+    def swapped(*args: Any) -> Dataset:
+        rows = add(*args)
         names = {"chosen_ids": "rejected_ids", "rejected_ids": "chosen_ids"}
         return rows.rename_columns(names)
 

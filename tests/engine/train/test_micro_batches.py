@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tests.engine.conftest import run_stage, start, tiny, wait_for, weights
+from tests.engine.conftest import float32, run_stage, start, tiny, wait_for, weights
 from toolkit.engine.base.micro_batches import MicroBatches, Row, pair_lengths, row_tokens
 
 counts = st.integers(1, 30)
@@ -47,7 +47,8 @@ def test_many_small_pieces_train_as_one_batch_does(stage: str, runs_with_sft: Pa
         if stage == "dpo":
             (runs / "tiny" / "sft").symlink_to((runs_with_sft / "tiny" / "sft").resolve())
         few = (f"{stage}.max_steps=2", f"{stage}.eval_datasets=[]", f"memory.tokens_per_micro_batch={tokens}")
-        done = run_stage(tiny(*few), stage, runs)
+        with float32():
+            done = run_stage(tiny(*few), stage, runs)
         return load_file(done.run.adapter / "adapter_model.safetensors"), done.report["loss_last"]
 
     (whole, loss), (cut, loss_of_pieces) = trained("whole", 100_000), trained("cut", 150)

@@ -11,13 +11,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from tests.engine.conftest import Stage, run_stage, tiny
-from toolkit.engine.base import model, oom, recompute
+from tests.engine.conftest import Stage, float32, run_stage, tiny
+from toolkit.engine.base import oom, recompute
 from toolkit.engine.reference import precompute
 from toolkit.engine.train import dpo, pieces, sft
 from toolkit.errors import UserError
 from toolkit.run.rundir import EVENTS
-from toolkit.training import trainer_args
 
 THREE_STEPS = ("sft.max_rows=48", "memory.per_device_train_batch_size=8")
 THREE_DPO_STEPS = (
@@ -113,18 +112,8 @@ def adapter_bytes(stage: Stage) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def in_float32(sft: Stage) -> Iterator[None]:
-    """A piece's matrices have other shapes, so bf16 rounds them otherwise, and Adam's first steps follow signs:
-    at lr 2e-3 that alone is 8e-3 of the weights. In float32 only an internal error is left to see. The SFT run that
-    all files share is made before, in bf16.
-    """
-    load, config = model.FastLanguageModel.from_pretrained, trainer_args._common
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            model.FastLanguageModel,
-            "from_pretrained",
-            staticmethod(lambda **kwargs: load(**kwargs | {"dtype": torch.float32})),
-        )
-        patch.setattr(trainer_args, "_common", lambda *args: config(*args) | {"bf16": False})
+    """The SFT run that all files share is made before, in bf16."""
+    with float32():
         yield
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tests.conftest import ROOT
-from tests.engine.conftest import Stage, run_stage, stopped_in_the_fourth_step, tiny, weights
+from tests.engine.conftest import Stage, float32, run_stage, stopped_in_the_fourth_step, tiny, weights
 from toolkit.engine.base import model, score_head
 from toolkit.engine.export import export, parity
 from toolkit.engine.inference import reward_model
@@ -114,7 +114,7 @@ def test_in_pieces_it_is_the_same_gradient_and_the_same_log(done: Stage, tmp_pat
         RunDir(tmp_path, "tiny", "reward"),
         Console(quiet=True),
     )
-    with pytest.raises(Built) as built:
+    with float32(), pytest.raises(Built) as built:
         stage.run(job, take)  # type: ignore[arg-type]
     trainer = built.value.args[0]
     trainer.current_gradient_accumulation_steps = 1

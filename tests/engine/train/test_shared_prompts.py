@@ -103,7 +103,7 @@ def test_evaluation_shares_them_too_unless_they_come_out_otherwise(
     assert sharing is not None
     before = sharing.uses.passes
     for one, other in zip(log_probs.pairs(loaded.model, pairs, pad), padded, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=max(check.LEAST_HALF, 0.1))
+        torch.testing.assert_close(one, other, rtol=0, atol=max(check.LEAST_HALF))
     assert sharing.uses.passes > before
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from toolkit.engine.base import tokens
 from toolkit.recipe.schema import Recipe
 
@@ -50,8 +48,8 @@ def begin(recipe: Recipe, model: Any, tokenizer: Any) -> None:
 
 def copy(model: Any, source: str, target: str) -> None:
     """Gives an adapter the rows of another. TRL's copy for the reference leaves them out (trl/trainer/dpo_trainer.py:
-    it looks for ".default." in names, and theirs end with ".default"): they would be those of the base."""
-    with torch.no_grad():
-        for name, rows in model.named_modules():
-            if name.endswith(ROWS):
-                rows[target].copy_(rows[source])
+    it looks for ".default." in names, and theirs end with ".default"): they would be those of the base, in its dtype.
+    """
+    for name, rows in model.named_modules():
+        if name.endswith(ROWS):
+            rows[target].data = rows[source].detach().clone()
