@@ -73,8 +73,8 @@ class AcrossRanks(TrainerOfTRL):
     _total_train_tokens: float
     _loss_of_step: float | torch.Tensor = 0.0
 
-    def __init__(self, *args: Any, processes: Ranks = ranks.ALONE, **kwargs: Any):
-        self.processes = processes
+    def __init__(self, *args: Any, processes: Ranks | None = None, **kwargs: Any):
+        self.processes = processes or ranks.ALONE
         super().__init__(*args, **kwargs)
 
     # Rows
