@@ -19,7 +19,7 @@ from toolkit import cards, command, env, hardware, process, world
 from toolkit.console.screen import Screen, Steady, bar
 from toolkit.console.text import Terminal
 from toolkit.data import sets
-from toolkit.errors import EXIT_FAULT, EXIT_USER, Interrupted, UserError, exit_code
+from toolkit.errors import EXIT_FAULT, EXIT_USER, Interrupted, UserError, exit_code, outcome_of
 from toolkit.memory.plan import Plan, plan_stage
 from toolkit.recipe import stages
 from toolkit.recipe.load import load
@@ -331,5 +331,4 @@ def _told(error: BaseException) -> int | None:
 
 
 def _on_finish(code: int, reason: str) -> None:
-    outcome = "finished" if not code else "interrupted" if code > 128 else "failed"
-    on_finish.tell(outcome, reason, _errors())
+    on_finish.tell(outcome_of(code), reason, _errors())

@@ -112,9 +112,8 @@ def prepare(
     os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"  # else: a download at import
     os.environ["UNSLOTH_LLAMA_CPP_OFFLINE"] = "1"  # else: GGUF export may clone and install unattended
     compiled = os.environ.get("UNSLOTH_COMPILE_LOCATION") or str(cache_folder() / "unsloth_compiled_cache")
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled + (
-        f".{world.rank}" if world.rank else ""
-    )  # no two write one
+    own = f".{world.rank}" if world.rank else ""  # no two processes write one
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = compiled + own
     # Threads that spin long at a barrier starve each other where cores are shared (a pod, a laptop): beside other
     # work an earlier tiny model fell from 3,600 to 250 tokens/s. Not to spin at all costs half on idle cores:
     # 40 steps took 8.7 s, 5.8 s with this, 5.2 s spinning on; beside two busy loops 9.7 and 16.3 s.

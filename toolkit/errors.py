@@ -51,3 +51,8 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, Interrupted):
         return 128 + error.signal
     return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAULT
+
+
+def outcome_of(code: int) -> str:
+    """How a process with that exit code ended, in the words of manifest, report and --on-finish."""
+    return "finished" if not code else "interrupted" if code > 128 else "failed"

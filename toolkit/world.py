@@ -18,8 +18,23 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 LAUNCHER_SECONDS = 5  # in which the first process says the same, and a launcher ends the others for it
 
 
+class OneOf:
+    """One of `size` processes, counted from 0."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return self.size == 1
+
+
 @dataclass(frozen=True)
-class World:
+class World(OneOf):
     """Which of `size` processes this one is, and of `local_size` on this machine; where the store of all is.
 
     `launcher_holds_store`: it was opened by the launcher; else the first process opens it. `attempt` tells apart the
@@ -34,14 +49,6 @@ class World:
     port: int = 0
     launcher_holds_store: bool = False
     attempt: str = "0"
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def is_alone(self) -> bool:
-        return self.size == 1
 
 
 ALONE = World()

@@ -164,7 +164,7 @@ def plan_stage(
         card = card and replace(card, total_gib=card.total_gib - SHARING_GIB)
     plan = _with_rows(_plan(recipe, stage, card, ram_gib), recipe, card, rows)
     if processes > 1:
-        plan = _across(plan, recipe, processes)
+        plan = _across(plan, recipe, processes, Phases(recipe, stage, on_gpu=card is not None).adapter)
     return replace(plan, fixes=(BEGIN_AGAIN,)) if kept and not plan.fits else plan
 
 
@@ -210,11 +210,10 @@ def _part_of(rows: DataReport, processes: int) -> DataReport:
     )
 
 
-def _across(plan: Plan, recipe: Recipe, processes: int) -> Plan:
+def _across(plan: Plan, recipe: Recipe, processes: int, gradient_bytes: float) -> Plan:
     """The plan of all of them, of one of them on its part of the batch."""
     per_1000, steps = plan.floor_seconds_per_1000_steps, recipe.section(plan.stage).max_steps
-    gradients = terms.FP32 * sum(terms.lora_tensors(recipe.model.architecture, recipe.lora))
-    sharing = Sharing.of(gradients, processes, None if per_1000 is None else per_1000 / 1000)
+    sharing = Sharing.of(gradient_bytes, processes, None if per_1000 is None else per_1000 / 1000)
     spent, of_run = sharing.seconds["pcie4"], plan.floor_seconds
     if of_run is not None and per_1000:
         of_run += spent * (steps or of_run / (per_1000 / 1000))

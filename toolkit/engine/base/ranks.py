@@ -28,7 +28,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore  # where mypy finds
 
 from toolkit import world as processes
 from toolkit.errors import EXIT_USER, EndedByAnother, Interrupted, UserError, exit_code
-from toolkit.world import World
+from toolkit.world import OneOf, World
 
 CONNECT_SECONDS, BEGIN_SECONDS, LINK_SECONDS = 60, 600, 180
 LONGEST_STEP = timedelta(
@@ -47,20 +47,12 @@ WhenCutOff = Callable[[int, str], object]
 def _say_nothing(code: int, reason: str) -> None: ...
 
 
-class Ranks:
+class Ranks(OneOf):
     """One process alone: it has nobody to tell anything."""
 
     rank, size = 0, 1
 
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def is_alone(self) -> bool:
-        return self.size == 1
-
-    def begin(self, facts: dict[str, Any], when_cut_off: WhenCutOff) -> dict[str, Any]:
+    def begin(self, facts: dict[str, Any], when_cut_off: WhenCutOff = _say_nothing) -> dict[str, Any]:
         """What the first process has to say, {name: JSON}, to all of them, once it may write.
 
         `when_cut_off` is told exit code and reason, should this process have to be ended where it hangs.
@@ -138,7 +130,7 @@ class LaunchedRanks(Ranks):
 
     # How it begins
 
-    def begin(self, facts: dict[str, Any], when_cut_off: WhenCutOff) -> dict[str, Any]:
+    def begin(self, facts: dict[str, Any], when_cut_off: WhenCutOff = _say_nothing) -> dict[str, Any]:
         self._when_cut_off = when_cut_off
         if self.is_first:
             self._store.set("begun", json.dumps(facts))

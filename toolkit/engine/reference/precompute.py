@@ -55,8 +55,8 @@ def precompute(trainer: Any, batch_size: int, console: Console, anew: bool = Fal
         if rows is None:
             continue
         rows = rows.remove_columns([column for column in kind.columns if column in rows.column_names])
-        facts["training"] = is_trained
-        order = _Order.of(rows, kind, title, is_trained, facts, batch_size, trainer.processes)
+        of_side = facts | {"training": is_trained}
+        order = _Order.of(rows, kind, title, is_trained, of_side, batch_size, trainer.processes)
         with cache.opened(order.key, len(order.indices), console) as entry:
             if anew:
                 entry.forget()

@@ -16,7 +16,7 @@ from rich.markup import escape
 from toolkit import env, hardware
 from toolkit.engine.base import model, oom, vram
 from toolkit.engine.train import checkpoints
-from toolkit.errors import UserError, exit_code
+from toolkit.errors import UserError, exit_code, outcome_of
 from toolkit.files import write_text
 from toolkit.memory.plan import Settings
 from toolkit.recipe.stages import BASE
@@ -65,11 +65,8 @@ def begin(job: Job) -> Path | None:
 
 def _cut_off(job: Job, started: float, code: int, reason: str) -> None:
     """What is left to do for a run whose first process hangs and is about to be ended."""
-    ended = "interrupted" if code > 128 else "failed"
-    with contextlib.suppress(OSError, UserError):
-        _end(job.run, started, ended, redacted(reason))
-    _write_report(job, {"outcome": ended, "reason": redacted(reason)})
-    on_finish.tell(ended, reason, job.console)
+    _unfinished(job, started, code, reason)
+    on_finish.tell(outcome_of(code), reason, job.console)
 
 
 def tell_others(job: Job, checkpoint: Path | None, started: float) -> None:
@@ -89,7 +86,7 @@ def hear_first(job: Job) -> tuple[Job, Path | None]:
     Raises UserError where the two do not train the same, or do not see the same directory.
     """
     run = job.run
-    first, own = job.processes.begin({}, when_cut_off=lambda code, reason: None), _alike(job)
+    first, own = job.processes.begin({}), _alike(job)
     here = f"in process {job.world.rank} on {socket.gethostname()}"
     if different := [found for what in own for found in changes.apart(what, first[what], own[what])]:
         raise UserError(
@@ -134,14 +131,17 @@ def outcome(job: Job, started: float) -> Iterator[None]:
         yield
     except BaseException as error:
         runlog.failure(error)
-        ended = "interrupted" if exit_code(error) > 128 else "failed"  # by a signal
-        reason = redacted(str(error)) or type(error).__name__
-        with contextlib.suppress(OSError, UserError):  # a full or emptied disk must not hide the error itself
-            _end(job.run, started, ended, reason)
-        _write_report(job, {"outcome": ended, "reason": reason})
+        _unfinished(job, started, exit_code(error), str(error) or type(error).__name__)
         raise
     _end(job.run, started, "finished", None)
     _write_report(job, None)
+
+
+def _unfinished(job: Job, started: float, code: int, reason: str) -> None:
+    ended = {"outcome": outcome_of(code), "reason": redacted(reason)}
+    with contextlib.suppress(OSError, UserError):  # a full or emptied disk must not hide the error itself
+        _end(job.run, started, **ended)
+    _write_report(job, ended)
 
 
 def _end(run: RunDir, started: float, outcome: str, reason: str | None) -> None:
